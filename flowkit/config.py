@@ -1,0 +1,362 @@
+"""The configuration of an experiment: every setting, its range, its default and what it means.
+
+One frozen pydantic model per section; unknown keys are errors that name the nearest key. The default YAML, the JSON
+schema and the reference in `workflow/config/` are generated from these models (`flowkit.config_files`). A run is a set of overrides of
+the sections `model`, `objective`, `train` and `sampling`. Machine settings (partition, memory, account, paths) live in
+profiles, never here. This module must import without torch in a fraction of a second: the Snakefile is parsed in
+every cluster job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+
+from flowkit.errors import ConfigError
+
+Whole = Annotated[int, Strict()]
+Switch = Annotated[bool, Strict()]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+SamplerName = Annotated[str, Field(pattern=r"^(euler|midpoint|heun)-[1-9][0-9]{0,3}$")]
+Baseline = Literal["constant", "nearest", "ridge", "ridge_ot", "true"]
+BASELINES: tuple[Baseline, ...] = ("constant", "nearest", "ridge", "ridge_ot", "true")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no silent conversion of text to whole numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ModelT = TypeVar("ModelT", bound=Section)
+
+
+class DemoDataset(Section):
+    """Captioned shapes that the workflow draws itself."""
+
+    kind: Literal["demo"]
+    images: Whole = Field(gt=0, description="Number of images to draw.")
+    images_per_shard: Whole = Field(500, gt=0, description="Images in one tar.")
+    seed: Whole = Field(ge=0, description="Seed of the drawing generator; two data sets need two seeds.")
+
+
+class FolderDataset(Section):
+    """A local folder of webdataset tars (image, .txt caption, optional .json)."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="Folder that holds the tars.")
+    shards: Whole | None = Field(None, gt=0, description="Use only the first N tars in name order; null means all.")
+    samples_per_shard: Whole | None = Field(
+        None, gt=0, description="Use only the first N samples of each tar; null means all."
+    )
+
+
+Dataset = Annotated[DemoDataset | FolderDataset, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Which data set plays which part."""
+
+    train: Name = Field("train", description="Data set that the runs are trained on.")
+    validation_shards: Whole = Field(
+        1, ge=1, description="Last N tars of the training set, held out for evaluation during training."
+    )
+    evaluation: Name = Field("evaluation", description="Data set that all figures of the report come from.")
+    layout: Literal["cls_patches", "patches"] = Field(
+        "cls_patches", description="Tokens that are translated: class token and patches, or patches alone."
+    )
+
+
+class Encoder(Section):
+    """A frozen image encoder."""
+
+    name: str = Field(description="'demo-eva', 'demo-vit', or 'open_clip:<model>/<pretrained tag or path>'.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
+
+    @field_validator("name")
+    @classmethod
+    def _known_family(cls, name: str) -> str:
+        if name in ("demo-eva", "demo-vit") or re.fullmatch(r"open_clip:[\w.-]+/.+", name):
+            return name
+        raise ValueError("expected 'demo-eva', 'demo-vit' or 'open_clip:<model>/<pretrained tag or path>'")
+
+
+class Encoders(Section):
+    """The encoder to translate from, the encoder to translate to, and how features are extracted."""
+
+    source: Encoder = Field(description="Encoder whose tokens are the condition.")
+    target: Encoder = Field(description="Encoder whose tokens are predicted.")
+    batch_size: Whole = Field(64, gt=0, description="Images per forward pass; batches are fixed by member index.")
+    retrain_demo_towers: Switch = Field(
+        False, description="Train the demo towers instead of using the ones that come with flowkit."
+    )
+
+
+class Model(Section):
+    """The translation network."""
+
+    architecture: Literal["blip3o"] = Field("blip3o", description="Network family.")
+    size: Literal["demo", "tiny", "small", "base", "large"] = Field("base", description="Width, depth and heads.")
+    adapter_layers: Whole = Field(
+        6, ge=0, le=12, description="Layers of the gated condition adapter; 0 is one linear projection."
+    )
+    cross_attention: Switch = Field(True, description="Attend to the condition in every block.")
+    aligned_condition: Switch = Field(
+        True, description="Add the condition token of the same position to the embedding of x_t."
+    )
+    head: Literal["linear", "earlier"] = Field(
+        "linear", description="Output projection; 'earlier' is the rank-limited head of the earlier work."
+    )
+
+
+class Objective(Section):
+    """What the network is trained to do."""
+
+    kind: Literal["flow", "regression", "earlier"] = Field(
+        "flow", description="Rectified flow, plain regression, or the earlier recipe with its defects."
+    )
+    prediction: Literal["clean", "velocity"] = Field("clean", description="What the network's output means.")
+    clean_weight: float = Field(1.0, ge=0, description="Weight of the squared error of the clean estimate.")
+    velocity_weight: float = Field(0.0, ge=0, description="Weight of the squared error of the velocity.")
+    semantic_weight: float = Field(
+        0.0, ge=0, description="Weight of the squared error of the clean estimate in the four-part loss."
+    )
+    cosine_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine per token.")
+    consistency_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine of token means.")
+    share_at_zero: float = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0; the rest is uniform.")
+    time_gate: Switch = Field(True, description="The network sees t x_t, so one Euler step is the regression.")
+    start_noise: Literal["isotropic", "target_covariance"] = Field(
+        "target_covariance", description="Distribution of x_0."
+    )
+    condition_dropout: float = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
+    feature_scale: Literal["none", "factor", "standardize"] = Field(
+        "factor", description="Raw features, one number for all, or statistics per channel; undone after sampling."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Objective:
+        weights = (self.clean_weight, self.velocity_weight, self.semantic_weight, self.cosine_weight)
+        if not any(weights) and not self.consistency_weight:
+            raise ValueError("all loss weights are 0, give at least one of them a weight")
+        return self
+
+
+class Train(Section):
+    """Optimisation."""
+
+    steps: Whole = Field(20_000, gt=0, description="Optimiser steps.")
+    batch_size: Whole = Field(256, gt=0, description="Samples per step, over all processes.")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="Muon for the matrices inside the blocks and AdamW for the rest, or AdamW alone."
+    )
+    muon_learning_rate: float = Field(0.04, gt=0, description="Peak learning rate of Muon.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup_steps: Whole = Field(30, ge=0, description="Steps of linear warm-up.")
+    final_learning_rate_share: float = Field(
+        0.02, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of the peak."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices.")
+    clip_norm: float = Field(1.0, gt=0, description="Limit of the gradient norm.")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are saved.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward and backward pass.")
+    seed: Whole = Field(0, ge=0, description="Seed of weights, order, noise and times.")
+    evaluate_every: Whole = Field(200, gt=0, description="Steps between evaluations on held-out tars.")
+    validation_samples: Whole = Field(256, gt=0, description="Held-out samples per evaluation.")
+    checkpoint_every: Whole = Field(100, gt=0, description="Steps between checkpoints that a killed job resumes from.")
+
+
+class Sampling(Section):
+    """How a trained run makes tokens."""
+
+    samplers: tuple[SamplerName, ...] = Field(
+        ("heun-50", "midpoint-2", "euler-1"), min_length=1, description="Named <solver>-<steps>."
+    )
+    guidance_scale: float = Field(1.0, ge=0, description="Classifier-free guidance; 1 is none.")
+    seed: Whole = Field(0, ge=0, description="Seed of the start noise; each image has its own stream.")
+
+    @field_validator("samplers")
+    @classmethod
+    def _distinct(cls, samplers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(samplers)) != len(samplers):
+            raise ValueError("the same sampler is named twice")
+        return samplers
+
+
+class Evaluation(Section):
+    """What is measured."""
+
+    images: Whole = Field(
+        1000, gt=1, description="First N pairs of the evaluation set are scored; the others are the disjoint half."
+    )
+    bootstrap_draws: Whole = Field(1000, ge=100, description="Bootstrap draws over images for intervals.")
+    seed: Whole = Field(0, ge=0, description="Seed of the bootstrap and of the shuffled pairs.")
+
+
+class Goals(Section):
+    """Demands that the verdicts on the first page are measured against."""
+
+    flow_r2: float = Field(0.91, description="R2 of run 'flow' with euler-1, at least.")
+    ridge_gap_closed: float = Field(0.35, description="Share of the gap between ridge and 1 that it closes, at least.")
+    above_earlier_recipe: float = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
+    regression_r2: float = Field(0.92, description="R2 of run 'regression', at least.")
+
+
+class Report(Section):
+    """What the pages show."""
+
+    title: str = Field("flowkit", description="Title of the report.")
+    gallery_images: Whole = Field(24, gt=2, le=200, description="Images in a gallery: best, worst and random.")
+
+
+class RunConfig(Section):
+    """The sections that belong to one run, with its overrides merged in."""
+
+    model: Model
+    objective: Objective
+    train: Train
+    sampling: Sampling
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    experiment: Name = Field(description="Name of the results folder.")
+    datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
+    data: Data = Field(default_factory=Data, description="Which data set plays which part.")
+    encoders: Encoders = Field(description="Source and target encoder.")
+    model: Model = Field(default_factory=Model, description="The translation network.")
+    objective: Objective = Field(default_factory=Objective, description="What it is trained to do.")
+    train: Train = Field(default_factory=Train, description="Optimisation.")
+    sampling: Sampling = Field(default_factory=Sampling, description="How tokens are made.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+    goals: Goals = Field(default_factory=Goals, description="Demands behind the verdicts.")
+    report: Report = Field(default_factory=Report, description="What the pages show.")
+    baselines: tuple[Baseline, ...] = Field(BASELINES, description="Closed-form runs beside the trained ones.")
+    runs: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="Runs by name; each overrides keys of model, objective, train and sampling."
+    )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        for role in ("train", "evaluation"):
+            name = getattr(self.data, role)
+            if name not in self.datasets:
+                raise ValueError(f"data.{role}={name} is not among the data sets {', '.join(self.datasets)}")
+        if taken := set(self.runs) & set(self.baselines):
+            raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
+        return self
+
+    def run(self, name: str) -> RunConfig:
+        """Return the sections of run `name` with its overrides merged in; raises `ConfigError` naming the key."""
+        if name not in self.runs:
+            raise ConfigError(f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{_hint(name, self.runs)}")
+        sections = {section: getattr(self, section).model_dump() for section in RunConfig.model_fields}
+        for section, overrides in self.runs[name].items():
+            if section not in sections:
+                raise ConfigError(f"runs.{name}.{section}: unknown section, a run overrides {', '.join(sections)}")
+            if not isinstance(overrides, dict):
+                raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
+            sections[section] |= overrides
+        return _validated(RunConfig, sections, prefix=f"runs.{name}.")
+
+
+def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """Return the validated configuration of a YAML file or a dictionary.
+
+    `overrides` are `section.key=value` strings with YAML values, applied last. Raises `ConfigError` with one line per
+    problem that names the key, the value and what is expected.
+    """
+    raw = _read_yaml(source) if isinstance(source, Path) else source
+    raw = {**raw}
+    for override in overrides:
+        raw = _override(raw, override)
+    config = _validated(Config, raw)
+    for name in config.runs:
+        config.run(name)
+    return config
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one `section.key=value` string per leaf of a nested dictionary, in a stable order."""
+    found = []
+    for key, value in sorted(values.items()):
+        if isinstance(value, dict):
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={_plain(value)}")
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(_plain(item) for item in value)
+    return str(value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, give the path of a YAML configuration")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {**raw, head: yaml.safe_load(text)}
+    below = raw.get(head) or {}
+    if not isinstance(below, dict):
+        raise ConfigError(f"--set {override}: {head} is a value, it has no keys below it")
+    return {**raw, head: _override(below, f"{rest}={text}")}
+
+
+def _validated(model: type[ModelT], raw: dict[str, Any], prefix: str = "") -> ModelT:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(model, item, prefix) for item in error.errors())) from None
+
+
+def _describe(model: type[BaseModel], item: Any, prefix: str) -> str:
+    """Return one line for one validation problem: key, value, what is expected, the nearest key."""
+    location = [str(part) for part in item["loc"] if part not in ("demo", "folder")]
+    where = prefix + ".".join(location) if location else "config"
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, item["loc"][:-1])
+        return f"{where}: unknown key{_hint(location[-1], known) or '; known here: ' + ', '.join(known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{where}: missing, it has no default"
+    if isinstance(item["input"], (dict, BaseModel)):
+        return f"{where}: {message}"
+    return f"{where}={item['input']!r}: {message}"
+
+
+def _hint(word: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Return the keys that exist at a place of the model, following the sections named in `location`."""
+    kinds: dict[str, type[BaseModel]] = {"demo": DemoDataset, "folder": FolderDataset}
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if part in kinds:
+            model = kinds[part]
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Frozen image encoders behind one contract, one file per family."""

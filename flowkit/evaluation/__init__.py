@@ -1,0 +1,1 @@
+"""Metrics, retrieval, baselines and verdicts on held-out images."""

@@ -1,0 +1,1 @@
+"""Token stores: format, writer, reader, extraction, pairs and the training loader."""

@@ -1,0 +1,1 @@
+"""The diffusion transformer: layers, rotary positions, condition adapter. Imports torch only."""

@@ -1,0 +1,82 @@
+"""Where everything lies: the one place that knows folder and file names.
+
+    <data_root>/shards/<dataset>/                      source tars
+    <data_root>/weights/<encoder id>/                  encoder weights
+    <data_root>/features/<dataset>/<encoder id>/<tar>/ token store of one tar
+    <data_root>/features/<dataset>/pairs-<a>-<b>/      row pairs of two encoders
+    <data_root>/heads/<encoder id>/                    final norm and projection of the target
+    <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
+    <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/
+    <results>/<experiment>/                            summary/, report/, summary.json, verdicts.json
+
+Below `data_root` all experiments share; an encoder id is its name and a digest of its settings. Each of these folders
+is a result: `manifest.json` (the edge that Snakemake tracks), `run.json` (for people), `state/` (partial work, lock).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+RUN_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one experiment. `data_root` and `results` are set by the profile."""
+
+    experiment: str
+    results: Path
+    data_root: Path
+
+    def shards(self, dataset: str) -> Path:
+        """Folder of the manifest of a data set, and of its tars where the workflow writes them."""
+        return self.data_root / "shards" / dataset
+
+    def weights(self, encoder_id: str) -> Path:
+        """Folder of the weights of an encoder."""
+        return self.data_root / "weights" / encoder_id
+
+    def store(self, dataset: str, encoder_id: str, tar: str) -> Path:
+        """Folder of the token store of one tar."""
+        return self.data_root / "features" / dataset / encoder_id / tar.removesuffix(".tar")
+
+    def pairs(self, dataset: str, source_id: str, target_id: str) -> Path:
+        """Folder of the pairs table of two encoders."""
+        return self.data_root / "features" / dataset / f"pairs-{source_id}-{target_id}"
+
+    def head(self, encoder_id: str) -> Path:
+        """Folder of the target encoder's final norm and projection."""
+        return self.data_root / "heads" / encoder_id
+
+    def texts(self, dataset: str, encoder_id: str) -> Path:
+        """Folder of caption and class prompt embeddings."""
+        return self.data_root / "texts" / dataset / encoder_id
+
+    @property
+    def experiment_folder(self) -> Path:
+        """Folder of everything that belongs to this experiment alone."""
+        return self.results / self.experiment
+
+    def train(self, run: str) -> Path:
+        """Folder of the checkpoint of a run."""
+        return self.experiment_folder / "runs" / run / "train"
+
+    def samples(self, run: str, dataset: str) -> Path:
+        """Folder of the tokens that a run or baseline predicts for a data set."""
+        return self.experiment_folder / "runs" / run / "samples" / dataset
+
+    def evaluation(self, run: str) -> Path:
+        """Folder of the metrics of a run or baseline."""
+        return self.experiment_folder / "runs" / run / "evaluation"
+
+    @property
+    def summary(self) -> Path:
+        """Folder of the joined metrics of all runs."""
+        return self.experiment_folder / "summary"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the static pages."""
+        return self.experiment_folder / "report"

@@ -1,0 +1,180 @@
+"""What a result was made from: digests, atomic files, code fingerprints and run records.
+
+A code fingerprint is one `module@hash` string per flowkit module that a stage can import: the import graph comes from
+grimp, the hash is over the syntax tree without comments and docstrings, so that only edits that can change a result
+change it. Parent packages' `__init__` files are hashed and not followed.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flowkit.errors import StageError
+
+PACKAGE = "flowkit"
+# Modules that cannot change a number: their values are tracked as leaves, or they only speak, wait or name folders.
+NOT_FINGERPRINTED = {
+    "flowkit.config": "declarations; the values that a stage sees are tracked one by one",
+    "flowkit.errors": "wording of errors",
+    "flowkit.progress": "what is printed while working",
+    "flowkit.paths": "names of folders",
+    "flowkit.provenance": "how provenance itself is recorded",
+    "flowkit.runtime": "threads, locks and the life of a process",
+    "flowkit.stages.session": "how results are adopted and committed",
+}
+RECORDED_PACKAGES = (
+    "torch", "numpy", "open_clip_torch", "timm", "zarr", "safetensors", "scipy", "scikit-learn", "pandas",
+    "matplotlib", "webdataset", "snakemake", "submitit",
+)  # fmt: skip
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON text that is the same for equal values: sorted keys, no spaces to spare."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON-able value, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """Return {relative path: sha256} of every file below `folder`, in name order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: file_digest(path) for name, path in names.items() if name not in leave_out}
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; raises `StageError` that names a missing or damaged file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path}: missing, run the stage that makes it first") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StageError(f"{path}: damaged ({error}), delete it and run its stage again") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def source_hash(source: str) -> str:
+    """Return ten hex digits over the meaning of Python source: comments, docstrings and layout do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    # ast.unparse gives the same text on all supported Python versions, ast.dump does not
+    return hashlib.sha256(_unparse(tree).encode()).hexdigest()[:10]
+
+
+def _unparse(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.body:
+            node.body = [ast.Pass()]
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@cache
+def _import_graph() -> Any:
+    import grimp
+
+    return grimp.build_graph(PACKAGE, cache_dir=None)
+
+
+@cache
+def _module_path(module: str) -> Path:
+    root = Path(__file__).parent
+    path = root.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _module_hash(module: str) -> str:
+    return source_hash(_module_path(module).read_text(encoding="utf-8"))
+
+
+@cache
+def code_fingerprint(module: str, leave_out: frozenset[str] = frozenset(), files: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return sorted `module@hash` strings of everything that `module` can import inside flowkit.
+
+    `leave_out`: modules that this configuration never reaches, such as other encoder families. `files`: data files
+    below the package whose text matters, such as page templates.
+    """
+    graph, closure, queue = _import_graph(), {module}, [module]
+    while queue:
+        for found in graph.find_modules_directly_imported_by(queue.pop()):
+            if found not in closure and found not in leave_out and found != PACKAGE:
+                closure.add(found)
+                queue.append(found)
+    parents = {name.rpartition(".")[0] for name in closure} - {PACKAGE, ""}
+    names = sorted((closure | parents) - set(NOT_FINGERPRINTED))
+    hashes = [f"{name}@{_module_hash(name)}" for name in names]
+    root = Path(__file__).parent
+    return (*hashes, *(f"{name}@{file_digest(root / name)[:10]}" for name in sorted(files)))
+
+
+@dataclass
+class RunRecord:
+    """What `run.json` says of one execution of a stage. Times and host are here and nowhere else."""
+
+    stage: str
+    spec: Mapping[str, Any]
+    code: Iterable[str]
+    started: float = field(default_factory=time.time)
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record with versions, host, elapsed seconds and peak memory filled in."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "schema": 1,
+            "stage": self.stage,
+            "spec": self.spec,
+            "code": list(self.code),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "host": {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 3),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "peak_memory_mb": round(usage.ru_maxrss / 1024, 1),
+            "rates": {name: round(value, 4) for name, value in self.rates.items()},
+        }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

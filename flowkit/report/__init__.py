@@ -1,0 +1,1 @@
+"""Static pages, figures and galleries from the files of an experiment."""

@@ -1,0 +1,1 @@
+"""From a trained translator and source tokens to sampled target tokens."""

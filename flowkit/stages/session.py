@@ -1,0 +1,168 @@
+"""One execution of one stage: adopt what is there, work where a kill does no harm, commit at the end.
+
+A result folder holds
+
+    manifest.json          declared to Snakemake; content digests and counts, the same for identical remakes
+    run.json               spec, code, versions, host, times; read by people and the report
+    <content digest>/      the files themselves, under the name of what they contain
+    state/lock             one stage at a time
+    state/work-<key>/      partial work; the key is spec + code + input manifests
+    state/made-<key>.json  the manifest that this key led to, for adoption without work
+
+Only the manifest is a declared output, because Snakemake deletes those before a rerun and after a failure. Work is
+renamed to its content name in one step and the manifest is written last, so a kill leaves either state behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowkit.errors import StageError
+from flowkit.paths import MANIFEST, RUN_RECORD, Places
+from flowkit.progress import logger
+from flowkit.provenance import RunRecord, digest_of, file_digest, folder_digests, read_json, write_json
+from flowkit.runtime import exclusive
+
+SCHEMA = 1
+KEPT_GENERATIONS = 2
+LOCK_WAIT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a stage is asked to do. `values` are all configuration leaves that it can see, and all that is tracked."""
+
+    stage: str
+    target: Mapping[str, str]
+    values: Mapping[str, Any]
+    places: Places
+    code: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form that the command line takes as `--spec`."""
+        roots = {"results": str(self.places.results), "data_root": str(self.places.data_root)}
+        return {
+            "stage": self.stage,
+            "target": dict(self.target),
+            "experiment": self.places.experiment,
+            "roots": roots,
+            "values": dict(self.values),
+        }
+
+
+@dataclass
+class Session:
+    """The open result of one stage. Write below `work`, then call `commit` once."""
+
+    spec: Spec
+    folder: Path
+    key: str
+    record: RunRecord
+
+    @property
+    def work(self) -> Path:
+        """Folder of partial work that survives a kill; belongs to this spec, code and these inputs alone."""
+        path = self.folder / "state" / f"work-{self.key}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def is_done(self) -> bool:
+        """True when an earlier execution of the same key was adopted: its manifest is in place again."""
+        made = self.folder / "state" / f"made-{self.key}.json"
+        if not made.is_file():
+            return False
+        manifest = read_json(made)
+        if not _is_intact(self.folder, manifest):
+            made.unlink()
+            return False
+        write_json(self.folder / MANIFEST, manifest)
+        logger.info("stage=%s adopted=%s", self.spec.stage, self.folder / manifest["content"])
+        return True
+
+    def commit(self, counts: Mapping[str, Any], *, untracked: tuple[str, ...] = ()) -> Path:
+        """Give the work its content name and write manifest and run record; returns the committed folder.
+
+        `untracked` files travel with the result but not with its digest, because they hold times.
+        """
+        work = self.work
+        _sync(work)
+        digests = folder_digests(work, leave_out=untracked)
+        content = digest_of(digests)[:16]
+        manifest = {"schema": SCHEMA, "stage": self.spec.stage, "content": content, "files": digests}
+        manifest["counts"] = dict(counts)
+        final = self.folder / content
+        if final.exists():
+            shutil.rmtree(final)
+        # recorded before the rename: after a kill in between, the work is still there and is committed again
+        write_json(self.folder / "state" / f"made-{self.key}.json", manifest)
+        work.rename(final)
+        write_json(self.folder / RUN_RECORD, self.record.as_dict())
+        write_json(self.folder / MANIFEST, manifest)
+        _prune(self.folder, keep=content)
+        logger.info("stage=%s committed=%s", self.spec.stage, final)
+        return final
+
+
+@contextmanager
+def open_session(spec: Spec, folder: Path, inputs: list[Path]) -> Iterator[Session]:
+    """Lock a result folder and yield its session. `inputs` are the manifests (or folders of manifests) read."""
+    with exclusive(folder / "state" / "lock", wait_seconds=LOCK_WAIT_SECONDS):
+        manifests = [path if path.suffix == ".json" else path / MANIFEST for path in inputs]
+        digests = [digest_of(read_json(path)) for path in manifests]
+        key = digest_of([spec.stage, spec.target, spec.values, spec.code, digests])[:16]
+        _drop_old_work(folder, key)
+        yield Session(spec, folder, key, RunRecord(spec.stage, spec.as_dict(), spec.code))
+
+
+def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the content folder and the manifest of a committed result; raises `StageError` if it is not there."""
+    manifest = read_json(folder / MANIFEST)
+    content = folder / manifest["content"]
+    if not content.is_dir():
+        raise StageError(f"{content}: missing though {MANIFEST} names it, run stage {manifest['stage']} again")
+    return content, manifest
+
+
+def _is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    content = folder / manifest["content"]
+    return all(
+        (content / name).is_file() and file_digest(content / name) == digest
+        for name, digest in manifest["files"].items()
+    ) and content.is_dir()
+
+
+def _drop_old_work(folder: Path, key: str) -> None:
+    """Delete partial work of other specs but the newest, which a user who goes back to it resumes."""
+    others = [path for path in (folder / "state").glob("work-*") if path.name != f"work-{key}"]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-1]:
+        shutil.rmtree(path)
+
+
+def _prune(folder: Path, *, keep: str) -> None:
+    """Keep the newest generations of a result, so that going back to earlier settings costs nothing."""
+    made = sorted((folder / "state").glob("made-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    kept = {keep}
+    for path in made:
+        content = read_json(path)["content"]
+        if content not in kept and len(kept) >= KEPT_GENERATIONS:
+            path.unlink()
+            shutil.rmtree(folder / content, ignore_errors=True)
+        else:
+            kept.add(content)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file and folder of a result to disk before it gets its final name."""
+    for path in [folder, *folder.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Optimisation of the translation network: step, loop, schedule, checkpoints."""
