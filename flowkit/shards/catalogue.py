@@ -1,0 +1,40 @@
+"""Which tars a data set has: their order, sizes and digests.
+
+The order of the names is the order of the data set everywhere downstream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TypedDict
+
+from flowkit.errors import ShardError
+
+
+class TarDescription(TypedDict):
+    """What identifies one tar; holds nothing that differs between identical copies."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def list_tars(folder: Path) -> list[Path]:
+    """Return the `*.tar` files of a folder sorted by name; raises `ShardError` if there are none."""
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is not a folder; fetch or write the shards first, or correct the path")
+    tars = sorted(path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
+    if not tars:
+        raise ShardError(f"{folder} has no *.tar file; fetch or write the shards first, or correct the path")
+    return tars
+
+
+def describe_tar(tar: Path) -> TarDescription:
+    """Return name, size in bytes and SHA-256 of a tar; raises `ShardError` if it cannot be read."""
+    try:
+        with tar.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return {"name": tar.name, "bytes": stream.tell(), "sha256": digest}
+    except OSError as fault:
+        raise ShardError(f"{tar} cannot be read ({fault.strerror}); fetch or write it again") from fault
