@@ -1,0 +1,166 @@
+"""Token store: what one encoder made of one source tar, as a Zarr v3 group that any Zarr reader opens.
+
+    <store>/zarr.json                           group; attributes: see below
+    <store>/tokens/{zarr.json, c.0.0.0}         [N, T, D] float16, last block before the final norm
+    <store>/pooled/{zarr.json, c.0.0}           [N, P] float16, projected embedding, not normalised
+    <store>/{samples,rejects}.parquet           see tables.py
+
+The group's attributes name the encoder, its preprocessing, the source tar with its digest and the counts.
+Records are read directly (records.py), which is several times faster than through zarr-python; `as_zarr` is
+the slow reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowkit.errors import StoreError
+from flowkit.features import tables
+from flowkit.features.metadata import (
+    DOCUMENT,
+    GROUP_SCHEMA,
+    POOLED,
+    TOKENS,
+    array_document,
+    data_file,
+    read_document,
+)
+from flowkit.features.records import REMEDY, HalfArray, RecordLayout, RecordReader
+
+if TYPE_CHECKING:
+    import zarr
+
+Rows = Sequence[int] | NDArray[np.integer]
+
+VERIFY_RECORDS_AT_ONCE = 64
+"""Records that `verify` holds in memory; 256 tokens of width 4096 make 2 MiB each."""
+
+
+class TokenStore:
+    """A finished store, checked on opening: every file is there, has its size and belongs to the rest.
+
+    `encoder`, if given, is the name of the encoder that the store must come from.
+    Raises `StoreError` naming the file that is missing, of a wrong size, or foreign.
+    """
+
+    def __init__(self, path: Path, *, encoder: str | None = None) -> None:
+        self.path = Path(path)
+        self.attributes = self._read_attributes()
+        if encoder is not None and self.attributes.get("encoder") != encoder:
+            found = self.attributes.get("encoder")
+            raise StoreError(f"{self.path} holds tokens of {found!r}, expected {encoder!r}; {REMEDY}")
+        self._arrays = {name: self._open_array(name, shape) for name, shape in self._shapes().items()}
+        self._check_table_lengths()
+
+    def __len__(self) -> int:
+        """The number of samples, rejects not counted."""
+        return int(self.attributes["counts"]["samples"])
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(tokens, channels) of one sample."""
+        tokens, channels = self._arrays[TOKENS].layout.shape
+        return tokens, channels
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the pooled embedding; `StoreError` if the store keeps none."""
+        return self.array(POOLED).layout.shape[0]
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is the class token; False if the attributes do not say so."""
+        return bool(self.attributes.get("has_cls", False))
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The sample table (tables.py), one line per record, in record order."""
+        return tables.read_table(self.path / tables.SAMPLES_FILE, tables.SAMPLES_SCHEMA, REMEDY)
+
+    @cached_property
+    def rejects(self) -> pd.DataFrame:
+        """The table of refused samples (tables.py)."""
+        return tables.read_table(self.path / tables.REJECTS_FILE, tables.REJECTS_SCHEMA, REMEDY)
+
+    def array(self, name: str) -> RecordReader:
+        """The reader of the array `name`, "tokens" or "pooled"."""
+        if name not in self._arrays:
+            raise StoreError(f"{self.path} has no array {name!r}, only {sorted(self._arrays)}; {REMEDY}")
+        return self._arrays[name]
+
+    def read_tokens(self, rows: Rows, out: HalfArray | None = None) -> HalfArray:
+        """Tokens [n, T, D] float16 of `rows`, checksums verified, into `out` if given."""
+        return self._arrays[TOKENS].read(rows, out)
+
+    def read_pooled(self, rows: Rows) -> HalfArray:
+        """Pooled embeddings [n, P] float16 of `rows`, checksums verified."""
+        return self.array(POOLED).read(rows)
+
+    def verify(self) -> int:
+        """Check every record and index: the number of records, or `StoreError` on the first bad one."""
+        for reader in self._arrays.values():
+            reader.check_index()
+            for start in range(0, reader.count, VERIFY_RECORDS_AT_ONCE):
+                reader.read(range(start, min(start + VERIFY_RECORDS_AT_ONCE, reader.count)))
+        return sum(reader.count for reader in self._arrays.values())
+
+    def digest(self) -> str:
+        """SHA-256 of the metadata, the tables and the checksum of every record; reads no tensor data.
+
+        Two stores with the same digest hold the same tokens; `verify` proves that the tokens fit their
+        checksums.
+        """
+        digest = hashlib.sha256()
+        documents = [DOCUMENT, *(f"{name}/{DOCUMENT}" for name in sorted(self._arrays))]
+        for name in [*documents, tables.SAMPLES_FILE, tables.REJECTS_FILE]:
+            digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+        for name in sorted(self._arrays):
+            digest.update(self._arrays[name].checksums())
+        return digest.hexdigest()
+
+    def as_zarr(self) -> zarr.Group:
+        """The same store through zarr-python, read only: slow, for checks and for other tools."""
+        import zarr
+
+        return zarr.open_group(self.path, mode="r")
+
+    def _read_attributes(self) -> dict[str, Any]:
+        document = self.path / DOCUMENT
+        unfinished = "this store is not finished: run the extraction of its tar"
+        attributes = read_document(document, unfinished).get("attributes", {})
+        if attributes.get("flowkit_store") != GROUP_SCHEMA:
+            found = attributes.get("flowkit_store")
+            raise StoreError(f"{document}: flowkit_store is {found!r}, expected {GROUP_SCHEMA}; {REMEDY}")
+        return dict(attributes)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(shape) for name, shape in self.attributes["arrays"].items()}
+
+    def _open_array(self, name: str, shape: tuple[int, ...]) -> RecordReader:
+        document = self.path / name / DOCUMENT
+        if read_document(document, REMEDY) != array_document(name, len(self), shape):
+            raise StoreError(
+                f"{document} does not describe {len(self)} samples of shape {list(shape)} "
+                f"in the layout of a token store; {REMEDY}"
+            )
+        reader = RecordReader(data_file(self.path, name), RecordLayout(shape), len(self))
+        reader.check_size()
+        return reader
+
+    def _check_table_lengths(self) -> None:
+        counts = self.attributes["counts"]
+        for name, expected in [
+            (tables.SAMPLES_FILE, counts["samples"]),
+            (tables.REJECTS_FILE, counts["rejects"]),
+        ]:
+            found = tables.count_rows(self.path / name, REMEDY)
+            if found != expected:
+                raise StoreError(f"{self.path / name} has {found} lines, expected {expected}; {REMEDY}")

@@ -1,0 +1,110 @@
+"""The two tables beside the arrays of a token store, written as parquet with a fixed schema.
+
+    samples.parquet   row, key, index, captions, width, height, image_sha256, attributes_json
+    rejects.parquet   index, key, reason
+
+`index` is the position of the sample in its tar, rejects included; `row` is the record number in the arrays.
+The part of `reason` before the first colon is its class, the rest is detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowkit.errors import StoreError
+from flowkit.features.metadata import commit
+
+SAMPLES_FILE, REJECTS_FILE = "samples.parquet", "rejects.parquet"
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("attributes_json", pa.string()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """What the store keeps of a sample beside its tokens; width and height of the source image in pixels."""
+
+    index: int
+    key: str
+    captions: tuple[str, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    image_sha256: str | None = None
+    attributes_json: str | None = None
+
+
+@dataclass(frozen=True)
+class RejectRow:
+    """A sample that the store refused, and why."""
+
+    index: int
+    key: str
+    reason: str
+
+
+def write_samples(path: Path, rows: Sequence[SampleRow]) -> None:
+    """Write the sample table; the order of `rows` is the order of the records."""
+    _write(path, [{"row": number, **asdict(row)} for number, row in enumerate(rows)], SAMPLES_SCHEMA)
+
+
+def write_rejects(path: Path, rows: Sequence[RejectRow]) -> None:
+    """Write the table of refused samples, by index."""
+    _write(path, [asdict(row) for row in sorted(rows, key=lambda row: row.index)], REJECTS_SCHEMA)
+
+
+def read_table(path: Path, schema: pa.Schema, remedy: str) -> pd.DataFrame:
+    """The table in `path`; `StoreError` with `remedy` if it is missing, damaged or has other columns."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read as parquet ({_first_line(error)}); {remedy}") from error
+    if table.schema.names != schema.names:
+        raise StoreError(f"{path} has the columns {table.schema.names}, expected {schema.names}; {remedy}")
+    return table.to_pandas()
+
+
+def count_rows(path: Path, remedy: str) -> int:
+    """The number of lines of a table, from its footer alone."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read as parquet ({_first_line(error)}); {remedy}") from error
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    write_parquet(path, pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write `table` under a temporary name, flush it to disk, rename it."""
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial)
+    commit(partial, path)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
