@@ -128,10 +128,16 @@ class Objective(Section):
     )
     cosine_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine per token.")
     consistency_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine of token means.")
-    share_at_zero: float = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0; the rest is uniform.")
+    time: Literal["uniform", "u_shaped", "logit_normal"] = Field(
+        "uniform", description="Distribution of t over the rest of the batch."
+    )
+    share_at_zero: float = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0.")
     time_gate: Switch = Field(True, description="The network sees t x_t, so one Euler step is the regression.")
     start_noise: Literal["isotropic", "target_covariance"] = Field(
         "target_covariance", description="Distribution of x_0."
+    )
+    clock: Literal["ascending", "earlier"] = Field(
+        "ascending", description="Time that the sampler tells the network; 'earlier' is the reversed one."
     )
     condition_dropout: float = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
     feature_scale: Literal["none", "factor", "standardize"] = Field(

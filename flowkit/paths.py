@@ -7,7 +7,8 @@
     <data_root>/heads/<encoder id>/                    final norm and projection of the target
     <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
     <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/
-    <results>/<experiment>/                            summary/, report/, summary.json, verdicts.json
+    <results>/<experiment>/                            summary/, site/, report/, logs/, summary.json,
+                                                       verdicts.json
 
 Below `data_root` all experiments share; an encoder id is its name and a digest of its settings. Each of these folders
 is a result: `manifest.json` (the edge that Snakemake tracks), `run.json` (for people), `state/` (partial work, lock).
@@ -75,6 +76,15 @@ class Places:
     def summary(self) -> Path:
         """Folder of the joined metrics of all runs."""
         return self.experiment_folder / "summary"
+
+    @property
+    def site(self) -> Path:
+        """Folder of the result that the pages are copied from."""
+        return self.experiment_folder / "site"
+
+    def log(self, name: str) -> Path:
+        """Log of one rule."""
+        return self.experiment_folder / "logs" / f"{name}.log"
 
     @property
     def report(self) -> Path:

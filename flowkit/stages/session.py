@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +111,15 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: Spec, folder: Path, inputs: list[Path]) -> Iterator[Session]:
-    """Lock a result folder and yield its session. `inputs` are the manifests (or folders of manifests) read."""
+def open_session(
+    spec: Spec, folder: Path, inputs: Sequence[Path], content: Sequence[str] = ()
+) -> Iterator[Session]:
+    """Lock a result folder and yield its session.
+
+    `inputs` are the result folders that are read; `content` are digests of what is read besides. Both belong to the key.
+    """
     with exclusive(folder / "state" / "lock", wait_seconds=LOCK_WAIT_SECONDS):
-        manifests = [path if path.suffix == ".json" else path / MANIFEST for path in inputs]
-        digests = [digest_of(read_json(path)) for path in manifests]
+        digests = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]
         key = digest_of([spec.stage, spec.target, spec.values, spec.code, digests])[:16]
         _drop_old_work(folder, key)
         yield Session(spec, folder, key, RunRecord(spec.stage, spec.as_dict(), spec.code))

@@ -1,0 +1,170 @@
+"""The command line: one command per stage, and a few about the experiment as a whole.
+
+Every stage runs by itself, with the same code and the same outputs as in the workflow: a rule passes `--spec JSON`
+(printed in its log, pastable), a person passes `--config FILE` and what to select. Threads are set before any numeric
+library is imported, so this module imports none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowkit import driver
+from flowkit.config import load_config
+from flowkit.config_files import write_config_files
+from flowkit.errors import ConfigError, FlowkitError
+from flowkit.paths import Places
+from flowkit.progress import logger, set_up_logging
+from flowkit.results import key_figures
+from flowkit.runtime import end_with, set_threads
+from flowkit.stages.session import Spec
+from flowkit.stages.specs import Plan, code_of
+
+STAGES = {
+    "shards": "Draw the demo images, or take stock of a folder of tars.",
+    "weights": "Bring the weights of an encoder into place and record their digest.",
+    "extract": "Encode the images of tars into token stores.",
+    "pairs": "Join the rows of two encoders' stores.",
+    "head": "Save the target encoder's final norm and projection.",
+    "texts": "Embed captions and class prompts with the target's text tower.",
+    "train": "Train a run.",
+    "sample": "Translate the evaluation set with a trained run.",
+    "baselines": "Fit the closed-form baselines and translate the evaluation set with them.",
+    "evaluate": "Measure the samples of a run or baseline.",
+    "summary": "Join the metrics of all runs and judge the goals.",
+    "report": "Write the static pages.",
+}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the experiment.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
+ResultsOption = Annotated[Path, typer.Option("--results", envvar="FLOWKIT_RESULTS", help="Folder of all results.")]
+DataRootOption = Annotated[
+    Path, typer.Option("--data-root", envvar="FLOWKIT_DATA_ROOT", help="Folder of shards and features.")
+]
+
+
+def _plan(config: Path, overrides: list[str] | None, results: Path, data_root: Path) -> Plan:
+    loaded = load_config(config, tuple(overrides or ()))
+    return Plan(loaded, Places(loaded.experiment, results, data_root))
+
+
+def _add_stage(stage: str, help_text: str) -> None:
+    @app.command(stage, help=help_text)
+    def command(
+        spec: Annotated[str | None, typer.Option(help="What to do, as JSON; rules pass this.")] = None,
+        config: Annotated[Path | None, typer.Option(help="YAML configuration, instead of --spec.")] = None,
+        overrides: SetOption = None,
+        run: Annotated[str | None, typer.Option(help="Only this run or baseline.")] = None,
+        dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+        encoder: Annotated[str | None, typer.Option(help="Only this encoder (folder name).")] = None,
+        results: ResultsOption = Path("results"),
+        data_root: DataRootOption = Path("results/data"),
+        threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
+        parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
+    ) -> None:
+        set_threads(threads)
+        end_with(parent)
+        if (spec is None) == (config is None):
+            raise ConfigError(f"flowkit {stage}: give either --spec JSON or --config FILE")
+        if spec is not None:
+            specs = [spec_from_json(stage, spec)]
+        else:
+            plan = _plan(config or Path(), overrides, results, data_root)
+            specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
+        for one in specs:
+            logger.info("flowkit %s --threads %d --spec '%s'", stage, threads, json.dumps(one.as_dict(), sort_keys=True))
+            importlib.import_module(f"flowkit.stages.{stage}").run(one)
+
+
+def spec_from_json(stage: str, text: str) -> Spec:
+    """Return the spec of a `--spec` argument; raises `ConfigError` if it is not one of this stage."""
+    try:
+        raw: dict[str, Any] = json.loads(text)
+        roots, values = raw["roots"], raw["values"]
+        places = Places(raw["experiment"], Path(roots["results"]), Path(roots["data_root"]))
+        spec = Spec(raw["stage"], raw["target"], values, places, code_of(stage, values))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"--spec: not a spec ({error!r}), copy it from the log of the rule") from None
+    if spec.stage != stage:
+        raise ConfigError(f"--spec: made for stage {spec.stage}, this is {stage}")
+    return spec
+
+
+for _stage, _help in STAGES.items():
+    _add_stage(_stage, _help)
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: SetOption = None) -> None:
+    """Validate a configuration and say what would run; no data is touched."""
+    plan = _plan(config, overrides, Path("results"), Path("results/data"))
+    loaded = plan.config
+    typer.echo(f"{config}: valid. experiment={loaded.experiment} runs={','.join(plan.all_runs)}")
+    typer.echo(f"translate {loaded.encoders.source.name} -> {loaded.encoders.target.name}")
+    for dataset in plan.datasets:
+        typer.echo(f"data set {dataset}: {len(plan.tars(dataset))} tars")
+    typer.echo(f"{len(plan.jobs)} rules: {' '.join(plan.jobs)}")
+
+
+@app.command("config-files")
+def write_files(
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path("workflow/config"),
+) -> None:
+    """Write the default configuration, the JSON schema and the reference from the models."""
+    for path in write_config_files(folder):
+        typer.echo(str(path))
+
+
+@app.command()
+def results(config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = Path("results")) -> None:
+    """Print the key figures of a finished experiment, its verdicts, and where the report is."""
+    folder = Places(load_config(config).experiment, results, results / "data").experiment_folder
+    for line in key_figures(folder):
+        typer.echo(line)
+
+
+@app.command()
+def why(
+    rule: Annotated[str, typer.Argument(help="Rule name, for instance train_flow.")],
+    config: ConfigOption = Path("workflow/config/demo.yaml"),
+    overrides: SetOption = None,
+) -> None:
+    """Print the configuration leaves and the modules whose change makes a rule run again."""
+    jobs = _plan(config, overrides, Path("results"), Path("results/data")).jobs
+    if rule not in jobs:
+        raise ConfigError(f"{rule}: no such rule, this experiment has {', '.join(jobs)}")
+    for tracked in jobs[rule].tracked:
+        typer.echo(tracked)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    parent: Annotated[int, typer.Option(help="End the workflow when this process ends.")] = 0,
+) -> None:
+    """Run Snakemake with the given arguments: one driver at a time, unlocked only when no driver lives."""
+    raise typer.Exit(driver.run_snakemake(context.args, parent=parent))
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on are one line and exit code 1."""
+    set_up_logging()
+    try:
+        app()
+    except FlowkitError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"flowkit: error: {line}\n")
+        sys.stderr.flush()
+        os._exit(1)  # prefetch threads may still hold work; nothing is left to clean up
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Stage `evaluate`: every metric of every sampler of one run or baseline, and the arrays that the report draws.
+
+    scores.json             {sampler: rows of metric, value, low, high}
+    details-<sampler>.npz   figures per image, per position and for a gallery
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from flowkit.encoders.head import apply_head
+from flowkit.errors import ConfigError
+from flowkit.evaluation.details import per_image
+from flowkit.evaluation.metrics import mean_over_images
+from flowkit.evaluation.retrieval import Captions
+from flowkit.evaluation.score import Classes, score
+from flowkit.evaluation.zero_shot import class_table
+from flowkit.features.loader import PairedTokens
+from flowkit.features.store import TokenStore
+from flowkit.progress import Progress
+from flowkit.provenance import read_json, write_json
+from flowkit.stages import head as head_stage
+from flowkit.stages import texts as texts_stage
+from flowkit.stages.pairs import open_pairs
+from flowkit.stages.session import Spec, committed, open_session
+
+SCORES = "scores.json"
+Floats = NDArray[np.float32]
+
+
+def run(spec: Spec) -> None:
+    """Commit scores and details of `target.run`."""
+    dataset, train, run_name = spec.target["dataset"], spec.target["train"], spec.target["run"]
+    source_id, target_id = spec.target["source"], spec.target["target"]
+    inputs = [
+        spec.places.samples(run_name, dataset),
+        spec.places.pairs(train, source_id, target_id),
+        spec.places.pairs(dataset, source_id, target_id),
+        spec.places.head(target_id),
+        spec.places.texts(dataset, target_id),
+    ]
+    with open_session(spec, spec.places.evaluation(run_name), inputs) as session:
+        if session.is_done:
+            return
+        samples, manifest = committed(inputs[0])
+        truth = Truth(spec)
+        scores: dict[str, Any] = {}
+        progress = Progress(f"evaluate {run_name}", len(manifest["counts"]["samplers"]), "sampler")
+        for sampler in manifest["counts"]["samplers"]:
+            predicted = _read_samples(samples / sampler)
+            scores[sampler] = truth.score(predicted) + _cost_rows(manifest, sampler)
+            np.savez(session.work / f"details-{sampler}.npz", **truth.details(predicted))
+            progress.advance()
+        progress.close()
+        write_json(session.work / SCORES, scores)
+        session.commit({"samplers": sorted(scores), "images": len(truth.target_NTD)})
+
+
+class Truth:
+    """What predictions are compared with: true tokens, the training mean, embeddings, captions and classes."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.settings, data = spec.values["evaluation"], spec.values["data"]
+        dataset, train, target_id = spec.target["dataset"], spec.target["train"], spec.target["target"]
+        pairs = open_pairs(spec, dataset, layout=data["layout"])
+        count = self.settings["images"]
+        if len(pairs) < count:
+            raise ConfigError(f"evaluation.images={count}: {dataset} has {len(pairs)} pairs, lower it or add images")
+        _, target = pairs.batch(np.arange(len(pairs)))
+        self.target_NTD: Floats = target[:count].numpy()
+        self.disjoint_NTD: Floats | None = target[count:].numpy() if len(pairs) >= 2 * count else None
+        training = open_pairs(spec, train, layout=data["layout"], tars=slice(0, -data["validation_shards"]))
+        self.mean_TD = mean_over_images(training.batch(np.arange(len(training)))[1].numpy())
+        self.has_cls = data["layout"] == "cls_patches"
+        self.head = load_file(committed(spec.places.head(target_id))[0] / head_stage.FILE)
+        texts, _ = committed(spec.places.texts(dataset, target_id))
+        self.captions, self.classes = _texts(texts, pairs, count)
+        self.target_pooled_NP = self._pooled(self.target_NTD)
+
+    def score(self, predicted_NTD: Floats) -> list[Any]:
+        """Return the metric rows of one sampler."""
+        return list(
+            score(
+                predicted_NTD,
+                self.target_NTD,
+                self.mean_TD,
+                predicted_pooled_NP=self._pooled(predicted_NTD),
+                target_pooled_NP=self.target_pooled_NP,
+                captions=self.captions,
+                classes=self.classes,
+                disjoint_target_NTD=self.disjoint_NTD,
+                draws=self.settings["bootstrap_draws"],
+                seed=self.settings["seed"],
+            )
+        )
+
+    def details(self, predicted_NTD: Floats) -> dict[str, Any]:
+        """Return the arrays that the report draws."""
+        return per_image(
+            predicted_NTD,
+            self.target_NTD,
+            self.mean_TD,
+            predicted_pooled_NP=self._pooled(predicted_NTD),
+            target_pooled_NP=self.target_pooled_NP,
+            captions=self.captions,
+            seed=self.settings["seed"],
+        )
+
+    def _pooled(self, tokens_NTD: Floats) -> Floats | None:
+        """Return embeddings by the target's own head; without a class token there are none."""
+        return apply_head(torch.from_numpy(tokens_NTD), self.head).numpy() if self.has_cls else None
+
+
+def _read_samples(folder: Path) -> Floats:
+    store = TokenStore(folder)
+    return store.read_tokens(range(len(store))).astype(np.float32)
+
+
+def _cost_rows(manifest: dict[str, Any], sampler: str) -> list[dict[str, Any]]:
+    nfe = manifest["counts"]["nfe"][sampler]
+    return [{"metric": "nfe", "value": float(nfe), "low": None, "high": None}]
+
+
+def _texts(folder: Path, pairs: PairedTokens, count: int) -> tuple[Captions, Classes | None]:
+    """Return captions and classes of the first `count` pairs."""
+    embeddings = load_file(folder / texts_stage.EMBEDDINGS)
+    texts = read_json(folder / texts_stage.TEXTS)
+    row_of = {text: row for row, text in enumerate(texts["captions"])}
+    samples = pairs.samples().iloc[:count]
+    owned = [(image, text) for image, captions in enumerate(samples["captions"]) for text in captions]
+    captions = Captions(
+        embeddings["captions"].numpy()[[row_of[text] for _, text in owned]],
+        [text for _, text in owned],
+        np.array([image for image, _ in owned], dtype=np.int64),
+    )
+    if not texts["classes"]:
+        return captions, None
+    from flowkit.shards.demo_shapes import image_classes
+
+    number = {name: row for row, name in enumerate(texts["classes"])}
+    classes = [[number[name] for name in image_classes(json.loads(text))] for text in samples["attributes_json"]]
+    return captions, Classes(embeddings["prompts"].numpy(), class_table(classes, len(number)))

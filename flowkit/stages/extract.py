@@ -1,0 +1,65 @@
+"""Stage `extract`: a batch of tars through one frozen encoder, each into a token store of its own.
+
+The encoder is loaded once and only when a tar needs it. Each tar commits by itself, so a killed job goes on with the
+tar in hand, at a batch boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from flowkit.encoders.registry import load_encoder
+from flowkit.features.extraction import extract_tar
+from flowkit.progress import Progress, logger
+from flowkit.stages.device import best_device
+from flowkit.stages.session import Spec, open_session
+from flowkit.stages.shards import tar_of
+from flowkit.stages.weights import weights_of
+
+if TYPE_CHECKING:
+    from flowkit.encoders.contract import FrozenEncoder
+
+
+def run(spec: Spec) -> None:
+    """Commit one store for each tar in `target.tars`."""
+    encoder_id, settings = spec.target["encoder"], spec.values["encoder"]
+    weights, _ = weights_of(spec, encoder_id)
+
+    @cache
+    def encoder() -> FrozenEncoder:
+        return load_encoder(settings["name"], weights, precision=settings["precision"], device=best_device())
+
+    tars = spec.target["tars"].split(",")
+    progress = Progress(f"extract {settings['name']}", len(tars), "tar")
+    for tar in tars:
+        _extract_one(replace(spec, target={**spec.target, "tars": tar}), encoder)
+        progress.advance()
+    progress.close()
+
+
+def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
+    dataset, encoder_id, tar = spec.target["dataset"], spec.target["encoder"], spec.target["tars"]
+    path, described = tar_of(spec, dataset, tar)
+    _, weights_digest = weights_of(spec, encoder_id)
+    folder = spec.places.store(dataset, encoder_id, tar)
+    limit = spec.values.get("datasets", {}).get(dataset, {}).get("samples_per_shard")
+    with open_session(spec, folder, [], content=[weights_digest, described["sha256"]]) as session:
+        if session.is_done:
+            return
+        progress = Progress(f"extract {tar}", limit or 0, "image")
+        counts = extract_tar(
+            path,
+            encoder(),
+            session.work,
+            batch_size=spec.values["encoders"]["batch_size"],
+            attributes={"weights_sha256": weights_digest, "precision": spec.values["encoder"]["precision"]},
+            progress=progress.advance,
+            limit=limit,
+        )
+        session.record.rates["images_per_s"] = progress.rate
+        if counts.rejects:
+            logger.info("tar=%s samples=%d rejects=%d", tar, counts.samples, counts.rejects)
+        session.commit(asdict(counts))

@@ -1,0 +1,22 @@
+"""Stage `head`: the target encoder's final norm and projection, so that nobody after it loads the encoder."""
+
+from __future__ import annotations
+
+from safetensors.torch import save_file
+
+from flowkit.encoders.registry import load_encoder
+from flowkit.stages.session import Spec, open_session
+from flowkit.stages.weights import weights_of
+
+FILE = "head.safetensors"
+
+
+def run(spec: Spec) -> None:
+    """Commit `head.safetensors` of `target.encoder`."""
+    encoder_id, name = spec.target["encoder"], spec.values["encoder"]["name"]
+    with open_session(spec, spec.places.head(encoder_id), [spec.places.weights(encoder_id)]) as session:
+        if session.is_done:
+            return
+        head = load_encoder(name, weights_of(spec, encoder_id)[0]).head()
+        save_file({key: value.contiguous() for key, value in head.items()}, session.work / FILE)
+        session.commit({key: list(value.shape) for key, value in head.items()})

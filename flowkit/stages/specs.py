@@ -1,0 +1,315 @@
+"""From a configuration to jobs: which stages run, what each one sees, reads and leaves.
+
+A `Job` is one rule of the workflow. Its spec holds exactly the configuration leaves that its stage can see; the same
+leaves, and the fingerprint of the code that the stage can import, are what Snakemake tracks. The Snakefile makes one
+rule per job, and the command line runs the same jobs without Snakemake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flowkit.config import Config, DemoDataset, Encoder, leaves
+from flowkit.encoders.registry import FAMILY_MODULES, encoder_family
+from flowkit.errors import ConfigError
+from flowkit.paths import MANIFEST, Places
+from flowkit.provenance import code_fingerprint, digest_of
+from flowkit.shards.catalogue import list_tars
+from flowkit.stages.session import Spec
+
+EARLIER = "flowkit.flow.earlier"
+TOWER_TRAINING = "flowkit.encoders.tower_training"
+REPORT_FILES = ("report/templates",)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rule: its name, what its stage is asked, the manifests that it reads and the result folders it fills."""
+
+    name: str
+    spec: Spec
+    inputs: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    memory_mb: int = 2000
+    runtime_minutes: int = 60
+
+    @property
+    def tracked(self) -> list[str]:
+        """What Snakemake compares: one string per configuration leaf, one per module."""
+        return [*leaves(dict(self.spec.values)), *self.spec.code]
+
+    @property
+    def manifests(self) -> list[str]:
+        """Declared outputs."""
+        return [str(folder / MANIFEST) for folder in self.folders]
+
+    @property
+    def input_manifests(self) -> list[str]:
+        """Declared inputs."""
+        return [str(folder / MANIFEST) for folder in self.inputs]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of an experiment. `shards_per_job` tars share one extraction job; it changes no result."""
+
+    config: Config
+    places: Places
+    shards_per_job: int = 32
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """Jobs by rule name, each after the jobs that it depends on."""
+        return {job.name: job for job in self._all_jobs()}
+
+    def select(self, stage: str, **target: str | None) -> list[Job]:
+        """Return the jobs of a stage whose target has the given values; raises `ConfigError` if there is none."""
+        wanted = {key: value for key, value in target.items() if value is not None}
+        found = [
+            job
+            for job in self.jobs.values()
+            if job.spec.stage == stage and all(job.spec.target.get(key) == value for key, value in wanted.items())
+        ]
+        if not found:
+            known = {job.name for job in self.jobs.values() if job.spec.stage == stage}
+            raise ConfigError(f"{stage}: no job for {wanted}, this experiment has {', '.join(sorted(known))}")
+        return found
+
+    def _all_jobs(self) -> Iterator[Job]:
+        for dataset in self.datasets:
+            yield self._shards(dataset)
+        for encoder in self._encoders:
+            yield self._weights(encoder)
+        for dataset in self.datasets:
+            for encoder in self._encoders:
+                yield from self._extract(dataset, encoder)
+            yield self._pairs(dataset)
+        yield self._head()
+        yield self._texts()
+        for run in self.config.runs:
+            yield self._train(run)
+            yield self._sample(run)
+        if self.config.baselines:
+            yield self._baselines()
+        for run in self.all_runs:
+            yield self._evaluate(run)
+        yield self._summary()
+        yield self._report()
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the data sets that play a part."""
+        return list(dict.fromkeys((self.config.data.train, self.config.data.evaluation)))
+
+    @property
+    def all_runs(self) -> list[str]:
+        """Trained runs and baselines."""
+        return [*self.config.runs, *self.config.baselines]
+
+    def tars(self, dataset: str) -> list[str]:
+        """Return the names of the tars of a data set, known before anything runs."""
+        described = self.config.datasets[dataset]
+        if isinstance(described, DemoDataset):
+            count = -(-described.images // described.images_per_shard)
+            return [f"{number:05d}.tar" for number in range(count)]
+        return [tar.name for tar in list_tars(Path(described.path))[: described.shards]]
+
+    def encoder_id(self, encoder: Encoder) -> str:
+        """Return the folder name of an encoder: its name and a digest of the settings that its tokens depend on."""
+        name = encoder.name.replace(":", "-").replace("/", "-")
+        return f"{name}-{digest_of(self._encoder_values(encoder))[:8]}"
+
+    @property
+    def source_id(self) -> str:
+        """Folder name of the source encoder."""
+        return self.encoder_id(self.config.encoders.source)
+
+    @property
+    def target_id(self) -> str:
+        """Folder name of the target encoder."""
+        return self.encoder_id(self.config.encoders.target)
+
+    @property
+    def _encoders(self) -> list[Encoder]:
+        found = {self.encoder_id(encoder): encoder for encoder in (self.config.encoders.source, self.config.encoders.target)}
+        return list(found.values())
+
+    def _encoder_values(self, encoder: Encoder) -> dict[str, Any]:
+        values: dict[str, Any] = {"encoder": encoder.model_dump()}
+        if encoder.name.startswith("demo-"):
+            values["encoders"] = {"retrain_demo_towers": self.config.encoders.retrain_demo_towers}
+        return values
+
+    def _stores(self, dataset: str, encoder_id: str) -> tuple[Path, ...]:
+        return tuple(self.places.store(dataset, encoder_id, tar) for tar in self.tars(dataset))
+
+    def _spec(self, stage: str, target: dict[str, str], values: dict[str, Any]) -> Spec:
+        return Spec(stage, target, values, self.places, code_of(stage, values))
+
+    def _shards(self, dataset: str) -> Job:
+        values = {"datasets": {dataset: self.config.datasets[dataset].model_dump()}}
+        spec = self._spec("shards", {"dataset": dataset}, values)
+        return Job(f"shards_{_word(dataset)}", spec, (), (self.places.shards(dataset),))
+
+    def _weights(self, encoder: Encoder) -> Job:
+        values = self._encoder_values(encoder)
+        values["encoder"].pop("precision")
+        identity = self.encoder_id(encoder)
+        spec = self._spec("weights", {"encoder": identity}, values)
+        return Job(f"weights_{_word(encoder.name)}", spec, (), (self.places.weights(identity),), memory_mb=4000)
+
+    def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
+        identity, tars = self.encoder_id(encoder), self.tars(dataset)
+        values = {
+            "encoder": encoder.model_dump(),
+            "encoders": {"batch_size": self.config.encoders.batch_size},
+        }
+        described = self.config.datasets[dataset]
+        if not isinstance(described, DemoDataset):
+            values["datasets"] = {dataset: {"samples_per_shard": described.samples_per_shard}}
+        for first in range(0, len(tars), self.shards_per_job):
+            batch = tars[first : first + self.shards_per_job]
+            spec = self._spec("extract", {"dataset": dataset, "encoder": identity, "tars": ",".join(batch)}, values)
+            number = f"_{first // self.shards_per_job:04d}" if len(tars) > self.shards_per_job else ""
+            yield Job(
+                f"extract_{_word(dataset)}_{_word(encoder.name)}{number}",
+                spec,
+                (self.places.shards(dataset), self.places.weights(identity)),
+                tuple(self.places.store(dataset, identity, tar) for tar in batch),
+                memory_mb=4000,
+            )
+
+    def _pairs(self, dataset: str) -> Job:
+        target = {"dataset": dataset, "source": self.source_id, "target": self.target_id}
+        inputs = (*self._stores(dataset, self.source_id), *self._stores(dataset, self.target_id))
+        spec = self._spec("pairs", {**target, "tars": ",".join(self.tars(dataset))}, {})
+        return Job(f"pairs_{_word(dataset)}", spec, inputs, (self._pairs_folder(dataset),))
+
+    def _pairs_folder(self, dataset: str) -> Path:
+        return self.places.pairs(dataset, self.source_id, self.target_id)
+
+    def _head(self) -> Job:
+        encoder = self.config.encoders.target
+        spec = self._spec("head", {"encoder": self.target_id}, {"encoder": {"name": encoder.name}})
+        inputs = (self.places.weights(self.target_id),)
+        return Job(f"head_{_word(encoder.name)}", spec, inputs, (self.places.head(self.target_id),))
+
+    def _texts(self) -> Job:
+        dataset, encoder = self.config.data.evaluation, self.config.encoders.target
+        values = {
+            "encoder": encoder.model_dump(),
+            "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
+        }
+        target = {"dataset": dataset, "encoder": self.target_id, "tars": ",".join(self.tars(dataset))}
+        inputs = (self.places.weights(self.target_id), *self._stores(dataset, self.target_id))
+        folder = self.places.texts(dataset, self.target_id)
+        return Job(f"texts_{_word(dataset)}", self._spec("texts", target, values), inputs, (folder,), memory_mb=4000)
+
+    def _pair_target(self, dataset: str) -> dict[str, str]:
+        return {"dataset": dataset, "source": self.source_id, "target": self.target_id}
+
+    def _train(self, run: str) -> Job:
+        sections = self.config.run(run)
+        values = {
+            "model": sections.model.model_dump(),
+            "objective": sections.objective.model_dump(),
+            "train": sections.train.model_dump(),
+            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+            "encoders": self.config.encoders.model_dump(include={"source", "target"}),
+        }
+        spec = self._spec("train", {"run": run, **self._pair_target(self.config.data.train)}, values)
+        inputs = (self._pairs_folder(self.config.data.train),)
+        return Job(f"train_{_word(run)}", spec, inputs, (self.places.train(run),), memory_mb=8000, runtime_minutes=600)
+
+    def _sample(self, run: str) -> Job:
+        values = {
+            "sampling": self.config.run(run).sampling.model_dump(mode="json"),
+            "evaluation": {"images": self.config.evaluation.images},
+            "data": {"layout": self.config.data.layout},
+            "objective": {"kind": self.config.run(run).objective.kind},
+        }
+        dataset = self.config.data.evaluation
+        spec = self._spec("sample", {"run": run, **self._pair_target(dataset)}, values)
+        inputs = (self.places.train(run), self._pairs_folder(dataset))
+        return Job(f"sample_{_word(run)}", spec, inputs, (self.places.samples(run, dataset),), memory_mb=4000)
+
+    def _baselines(self) -> Job:
+        values = {
+            "evaluation": {"images": self.config.evaluation.images},
+            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+        }
+        train, dataset = self.config.data.train, self.config.data.evaluation
+        target = {"baselines": ",".join(self.config.baselines), "train": train, **self._pair_target(dataset)}
+        inputs = (self._pairs_folder(train), self._pairs_folder(dataset))
+        folders = tuple(self.places.samples(baseline, dataset) for baseline in self.config.baselines)
+        return Job("baselines", self._spec("baselines", target, values), inputs, folders, memory_mb=6000)
+
+    def _evaluate(self, run: str) -> Job:
+        train, dataset = self.config.data.train, self.config.data.evaluation
+        values = {
+            "evaluation": self.config.evaluation.model_dump(),
+            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+        }
+        spec = self._spec("evaluate", {"run": run, "train": train, **self._pair_target(dataset)}, values)
+        inputs = (
+            self.places.samples(run, dataset),
+            self._pairs_folder(train),
+            self._pairs_folder(dataset),
+            self.places.head(self.target_id),
+            self.places.texts(dataset, self.target_id),
+        )
+        return Job(f"evaluate_{_word(run)}", spec, inputs, (self.places.evaluation(run),), memory_mb=4000)
+
+    def _summary(self) -> Job:
+        values = {"goals": self.config.goals.model_dump()}
+        target = {"runs": ",".join(self.all_runs), "dataset": self.config.data.evaluation}
+        inputs = tuple(self.places.evaluation(run) for run in self.all_runs)
+        return Job("summary", self._spec("summary", target, values), inputs, (self.places.summary,))
+
+    def _report(self) -> Job:
+        values = {"report": self.config.report.model_dump()}
+        target = {
+            "runs": ",".join(self.all_runs),
+            "trained": ",".join(self.config.runs),
+            **self._pair_target(self.config.data.evaluation),
+        }
+        inputs = (
+            self.places.summary,
+            *(self.places.evaluation(run) for run in self.all_runs),
+            *(self.places.train(run) for run in self.config.runs),
+            self.places.shards(self.config.data.evaluation),
+            self._pairs_folder(self.config.data.evaluation),
+        )
+        return Job("report", self._spec("report", target, values), inputs, (self.places.site,))
+
+
+def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprint of the code that a stage reaches with these values."""
+    leave_out = set()
+    if encoder := values.get("encoder"):
+        leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}
+        if not values.get("encoders", {}).get("retrain_demo_towers"):
+            leave_out.add(TOWER_TRAINING)
+    if values.get("objective", {}).get("kind") != "earlier":
+        leave_out.add(EARLIER)
+    files = _report_files() if stage == "report" else ()
+    return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)
+
+
+def _report_files() -> tuple[str, ...]:
+    root = Path(__file__).parents[1]
+    return tuple(
+        path.relative_to(root).as_posix()
+        for folder in REPORT_FILES
+        for path in sorted((root / folder).iterdir())
+        if path.is_file()
+    )
+
+
+def _word(name: str) -> str:
+    """Return a name as a part of a rule name, which may hold letters, digits and underscores only."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)

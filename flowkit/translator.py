@@ -1,0 +1,249 @@
+"""A trained translator: checkpoint folder <-> network, feature scale and objective, and `generate()`.
+
+A checkpoint folder holds `config.json` (network, objective, feature scale), `model.safetensors` (the averaged weights)
+and `statistics.safetensors` (scales, start noise, mean target). Its bytes depend on these values alone.
+
+Shapes: B images, T tokens, E source width, C target width. Tokens go in and come out at their raw scale.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from flowkit.errors import CheckpointError, ConfigError
+from flowkit.flow.guidance import CONDITIONAL, evaluations_per_velocity
+from flowkit.flow.noise import StartNoise
+from flowkit.flow.objective import ObjectiveConfig, Transport
+from flowkit.flow.registry import build_head, build_objective
+from flowkit.flow.scale import FeatureScale
+from flowkit.flow.solvers import find_solver
+from flowkit.model.dit import DiT, DiTConfig
+
+ARCHITECTURE_MODULES = {"blip3o": "flowkit.model.dit"}
+"""The module of each architecture."""
+SCHEMA = 1
+DEFAULT_SEED = 0
+
+AnyConfig = TypeVar("AnyConfig", DiTConfig, ObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was fitted on the training features: both scales, the start noise and the mean target (raw scale)."""
+
+    source: FeatureScale
+    target: FeatureScale
+    noise: StartNoise
+    target_mean_TC: Tensor
+
+    def to(self, device: torch.device | str) -> Statistics:
+        """Return the same statistics on `device`."""
+        return Statistics(
+            self.source.to(device),
+            self.target.to(device),
+            self.noise.to(device),
+            self.target_mean_TC.to(device),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by the names they have in `statistics.safetensors`."""
+        tensors = {
+            "source_shift": self.source.shift_C,
+            "source_spread": self.source.spread_C,
+            "target_shift": self.target.shift_C,
+            "target_spread": self.target.spread_C,
+            "noise_positions": self.noise.positions_TT,
+            "noise_channels": self.noise.channels_CC,
+            "target_mean": self.target_mean_TC,
+        }
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Statistics:
+        """Return the statistics that `tensors()` wrote."""
+        return cls(
+            FeatureScale(tensors["source_shift"], tensors["source_spread"]),
+            FeatureScale(tensors["target_shift"], tensors["target_spread"]),
+            StartNoise(tensors["noise_positions"], tensors["noise_channels"]),
+            tensors["target_mean"],
+        )
+
+
+def build_network(config: DiTConfig, *, seed: int = DEFAULT_SEED) -> DiT:
+    """Return an untrained network whose weights are a pure function of `config` and `seed`.
+
+    Raises `ConfigError` for an unknown architecture.
+    """
+    if config.architecture not in ARCHITECTURE_MODULES:
+        raise ConfigError(
+            f"model architecture is {config.architecture!r}, expected one of {sorted(ARCHITECTURE_MODULES)}; "
+            "choose one of these"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(config.head, width=config.width, target_width=config.target_width)
+        return DiT(config, head)
+
+
+class Translator:
+    """Translates source tokens into target tokens."""
+
+    def __init__(
+        self,
+        network: DiT,
+        config: DiTConfig,
+        objective: ObjectiveConfig,
+        feature_scale: str,
+        statistics: Statistics,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.objective_config = objective
+        self.feature_scale = feature_scale
+        self.statistics = statistics
+        self._objective = build_objective(objective)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the network is evaluated once, without noise, whatever solver is named."""
+        return self.objective_config.kind == "regression"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Translator:
+        """Return this translator moved to `device`."""
+        self.network.to(device)
+        self.statistics = self.statistics.to(device)
+        return self
+
+    def network_evaluations(
+        self, *, num_inference_steps: int, solver: str, guidance_scale: float = CONDITIONAL
+    ) -> int:
+        """Return how often `generate` evaluates the network for one image."""
+        if self.is_regression:
+            return 1
+        return find_solver(solver).evaluations(num_inference_steps) * evaluations_per_velocity(guidance_scale)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        condition: Tensor,
+        *,
+        num_inference_steps: int = 50,
+        solver: str = "heun",
+        guidance_scale: float = CONDITIONAL,
+        generator: torch.Generator | None = None,
+        white_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Return target tokens [B, T, C], float32 at raw scale, for source tokens `condition` [B, T, E].
+
+        The condition is encoded once. Start noise comes from `white_noise` [B, T, C] if given, otherwise from
+        `generator` (without one: from a fixed seed, so equal calls give equal tokens). A regression ignores solver,
+        steps and noise. Raises `ConfigError` for guidance that the network was not trained for, `ValueError` for a
+        condition of another shape.
+        """
+        self._check(condition, guidance_scale)
+        source = self.statistics.source.apply(condition.to(self.device, torch.float32))
+        white = (
+            self._white_noise(len(source), generator) if white_noise is None else white_noise.to(self.device)
+        )
+        encoded = self.network.encode_condition(source)
+        null = None
+        if guidance_scale != CONDITIONAL:
+            dropped = torch.zeros(len(source), dtype=torch.bool, device=self.device)
+            null = self.network.encode_condition(source, dropped)
+        transport = Transport(solver, num_inference_steps, guidance_scale)
+        x_0 = self.statistics.noise.color(white)
+        return self.statistics.target.undo(
+            self._objective.sample(self.network, encoded, null, x_0, transport)
+        )
+
+    def _white_noise(self, images: int, generator: torch.Generator | None) -> Tensor:
+        if generator is None:
+            generator = torch.Generator(self.device).manual_seed(DEFAULT_SEED)
+        shape = (images, self.config.target_tokens, self.config.target_width)
+        return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+
+    def _check(self, condition: Tensor, guidance_scale: float) -> None:
+        expected = (self.config.source_tokens, self.config.source_width)
+        if condition.ndim != 3 or tuple(condition.shape[1:]) != expected:
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)}, expected [images, {expected[0]}, {expected[1]}]; "
+                "use tokens of the source encoder and layout that the translator was trained on"
+            )
+        trained_for_guidance = not self.is_regression and self.objective_config.condition_dropout > 0
+        if guidance_scale != CONDITIONAL and not trained_for_guidance:
+            raise ConfigError(
+                f"guidance_scale is {guidance_scale}, expected 1.0 for a translator trained without condition "
+                "dropout; train a flow with condition_dropout > 0"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the checkpoint folder; equal translators give equal bytes."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {
+            "schema": SCHEMA,
+            "network": asdict(self.config),
+            "objective": asdict(self.objective_config),
+            "feature_scale": self.feature_scale,
+        }
+        (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        for name, tensors in (
+            ("model", self.network.state_dict()),
+            ("statistics", self.statistics.tensors()),
+        ):
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            (folder / f"{name}.safetensors").write_bytes(save(contiguous))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Translator:
+        """Return the translator saved in `folder`, on the CPU; raises `CheckpointError` if it is damaged."""
+        folder = Path(folder)
+        described = _read_config(folder / "config.json")
+        try:
+            config = _parse(DiTConfig, described["network"])
+            objective = _parse(ObjectiveConfig, described["objective"])
+            network = build_network(config)
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+            statistics = Statistics.from_tensors(load_file(folder / "statistics.safetensors"))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder} cannot be read: {' '.join(str(error).split())}; expected config.json, "
+                "model.safetensors and statistics.safetensors of one training; train again or restore the folder"
+            ) from error
+        return cls(network.eval(), config, objective, described["feature_scale"], statistics)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint file {file} cannot be read: {error}; expected the config.json of a trained translator; "
+            "give the folder that training wrote"
+        ) from error
+    if described.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"checkpoint file {file} has schema {described.get('schema')!r}, expected {SCHEMA}; train again"
+        )
+    return described
+
+
+def _parse(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
+    names = {field.name for field in fields(kind)}
+    if set(values) != names:
+        raise ValueError(f"keys differ from those of {kind.__name__}: {sorted(set(values) ^ names)}")
+    typed: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**typed)

@@ -1,0 +1,52 @@
+# Token stores, one per tar and encoder, and the table that pairs their rows.
+
+for job in jobs_of("extract"):
+
+    rule:
+        name:
+            job.name
+        input:
+            job.input_manifests,
+        output:
+            job.manifests,
+        log:
+            PLAN.places.log(job.name),
+        conda:
+            "../envs/flowkit.yaml"
+        threads: 1
+        resources:
+            mem_mb=job.memory_mb,
+            runtime=job.runtime_minutes,
+        params:
+            *job.tracked,
+            spec=spec_of(job),
+        message:
+            job.name
+        shell:
+            command("extract")
+
+
+for job in jobs_of("pairs"):
+
+    rule:
+        name:
+            job.name
+        input:
+            job.input_manifests,
+        output:
+            job.manifests,
+        log:
+            PLAN.places.log(job.name),
+        conda:
+            "../envs/flowkit.yaml"
+        threads: 1
+        resources:
+            mem_mb=job.memory_mb,
+            runtime=job.runtime_minutes,
+        params:
+            *job.tracked,
+            spec=spec_of(job),
+        message:
+            job.name
+        shell:
+            command("pairs")

@@ -1,0 +1,32 @@
+# The static pages: a result like any other, and a copy under a plain name for people and for Snakemake's report.
+localrules:
+    report,
+
+
+rule report:
+    input:
+        JOBS["report"].input_manifests,
+    output:
+        manifest=JOBS["report"].manifests,
+        pages=report(
+            directory(REPORT_FOLDER),
+            htmlindex="index.html",
+            category="1 Overview",
+            labels={"page": "all runs, samplers and baselines"},
+            caption="../workflow/report/pages.rst",
+        ),
+    log:
+        PLAN.places.log("report"),
+    conda:
+        "../envs/flowkit.yaml"
+    threads: 1
+    resources:
+        mem_mb=JOBS["report"].memory_mb,
+        runtime=JOBS["report"].runtime_minutes,
+    params:
+        *JOBS["report"].tracked,
+        spec=spec_of(JOBS["report"]),
+    message:
+        "report"
+    shell:
+        command("report")

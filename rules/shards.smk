@@ -1,0 +1,26 @@
+# Source data: draws the demo images, or takes stock of a folder of tars.
+
+for job in jobs_of("shards"):
+
+    rule:
+        name:
+            job.name
+        input:
+            job.input_manifests,
+        output:
+            job.manifests,
+        log:
+            PLAN.places.log(job.name),
+        conda:
+            "../envs/flowkit.yaml"
+        threads: 1
+        resources:
+            mem_mb=job.memory_mb,
+            runtime=job.runtime_minutes,
+        params:
+            *job.tracked,
+            spec=spec_of(job),
+        message:
+            job.name
+        shell:
+            command("shards")

@@ -1,0 +1,26 @@
+# Training, one rule per run.
+
+for job in jobs_of("train"):
+
+    rule:
+        name:
+            job.name
+        input:
+            job.input_manifests,
+        output:
+            job.manifests,
+        log:
+            PLAN.places.log(job.name),
+        conda:
+            "../envs/flowkit.yaml"
+        threads: 1
+        resources:
+            mem_mb=job.memory_mb,
+            runtime=job.runtime_minutes,
+        params:
+            *job.tracked,
+            spec=spec_of(job),
+        message:
+            job.name
+        shell:
+            command("train")

@@ -1,0 +1,85 @@
+"""Configuration: what is accepted, what is refused and with which words, and the generated files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowkit.config import leaves, load_config
+from flowkit.config_files import config_files
+from flowkit.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "workflow/config/demo.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow/config").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    assert load_config(path).runs
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.stesp=3", "train.stesp: unknown key, did you mean 'steps'?"),
+        ("experimnt=x", "experimnt: unknown key, did you mean 'experiment'?"),
+        ("train.steps=0", "train.steps=0: Input should be greater than 0"),
+        ("train.steps=many", "train.steps='many'"),
+        ("train.steps='100'", "train.steps='100'"),
+        ("datasets.shapes-train.imagse=3", "datasets.shapes-train.imagse: unknown key, did you mean 'images'?"),
+        ("runs.flow.train.stepz=3", "runs.flow.train.stepz: unknown key, did you mean 'steps'?"),
+        ("runs.flow.train.steps=-1", "runs.flow.train.steps=-1"),
+        ("runs.flow.trian.steps=3", "runs.flow.trian: unknown section"),
+        ("runs.ridge.train.steps=3", "runs.ridge has the name of a baseline"),
+        ("encoders.source.name=eva", "encoders.source.name='eva'"),
+        ("sampling.samplers=[huen-50]", "sampling.samplers.0='huen-50'"),
+        ("sampling.samplers=[heun-50, heun-50]", "the same sampler is named twice"),
+        ("data.train=nowhere", "data.train=nowhere is not among the data sets"),
+        ("runs.flow.objective.clean_weight=0", "all loss weights are 0"),
+        ("goals.flow_r2=high", "goals.flow_r2='high'"),
+        ("train", "--set train: expected section.key=value"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(DEMO, (override,))
+    lines = [line for line in str(caught.value).splitlines() if says in line]
+    assert len(lines) == 1, caught.value
+
+
+def test_scientific_notation_arrives_as_text_and_is_a_number() -> None:
+    assert load_config(DEMO, ("train.learning_rate=1e-4",)).train.learning_rate == 1e-4
+
+
+def test_run_merges_its_overrides_and_nothing_else() -> None:
+    config = load_config(DEMO)
+    assert config.run("regression").objective.kind == "regression"
+    assert config.run("regression").train == config.train
+    assert config.run("earlier_recipe").train.learning_rate == config.train.learning_rate
+
+
+def test_missing_file_and_broken_yaml_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
+        load_config(tmp_path / "nothing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("train: [1")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not readable as YAML"):
+        load_config(broken)
+
+
+def test_leaves_tell_swapped_values_apart() -> None:
+    assert leaves({"a": {"heads": 12, "layers": 16}}) != leaves({"a": {"heads": 16, "layers": 12}})
+    assert leaves({"b": {"c": (1, 2)}, "a": None}) == ["a=None", "b.c=1,2"]
+
+
+@pytest.mark.parametrize("name", sorted(config_files()))
+def test_generated_files_are_in_step_with_the_models(name: str) -> None:
+    assert (ROOT / "workflow/config" / name).read_text() == config_files()[name], "run: python -m flowkit config-files"
+
+
+def test_workflow_layer_imports_no_numeric_library() -> None:
+    code = "import sys, flowkit.__main__; print([m for m in ('torch', 'numpy', 'zarr', 'pandas', 'open_clip') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
