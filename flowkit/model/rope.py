@@ -1,0 +1,66 @@
+"""Rotary positions over three axes: depth, height, width.
+
+Channel pairs (i, i + H/2) of a head are rotated by the angle p_a f_j, where a is the axis that the pair belongs to,
+p_a the token's place on that axis and f_j = base^(-j / pairs of the axis). This is a true rotation: norms stay, and a
+logit depends on the offset of two tokens alone. A CLS token has angle 0; depth is the view's index, 0 for one view.
+
+Shapes: B images, T tokens, N heads, H head width, P = H / 2 pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FREQUENCY_BASE = 100.0
+"""Grids are at most a few dozen tokens wide; with a larger base most pairs would hardly turn."""
+DEPTH_SHARE = 1 / 8
+"""Share of the pairs given to depth, which has few places; height and width share the rest evenly."""
+
+
+def split_pairs(pairs: int) -> tuple[int, int, int]:
+    """Return how many of a head's channel pairs turn with depth, height and width.
+
+    Raises `ValueError` below three pairs.
+    """
+    if pairs < 3:
+        raise ValueError(f"heads have {pairs} channel pairs, expected at least 3; use fewer or wider heads")
+    depth = max(1, round(pairs * DEPTH_SHARE))
+    height = (pairs - depth) // 2
+    return pairs - 2 * height, height, height
+
+
+def grid_angles(grid: tuple[int, int], *, has_cls: bool, head_width: int, view: int = 0) -> Tensor:
+    """Return the angles [T, P] of a row-major grid of tokens, in float64, behind an unrotated CLS token if it has one."""
+    rows, columns = grid
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
+    depth = torch.full((len(places), 1), float(view), dtype=torch.float64)
+    axes_T3 = torch.cat((depth, places), dim=1)
+    parts = []
+    for axis, pairs in enumerate(split_pairs(head_width // 2)):
+        frequencies = FREQUENCY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        parts.append(axes_T3[:, axis, None] * frequencies)
+    angles_TP = torch.cat(parts, dim=1)
+    return (
+        torch.cat((torch.zeros(1, angles_TP.shape[1], dtype=torch.float64), angles_TP))
+        if has_cls
+        else angles_TP
+    )
+
+
+class RotaryTable(nn.Module):
+    """Cosines and sines of all tokens, ready to rotate queries and keys."""
+
+    cos_T1P: Tensor
+    sin_T1P: Tensor
+
+    def __init__(self, angles_TP: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("cos_T1P", angles_TP.cos().float()[:, None], persistent=False)
+        self.register_buffer("sin_T1P", angles_TP.sin().float()[:, None], persistent=False)
+
+    def rotate(self, x_BTNH: Tensor) -> Tensor:
+        """Return `x_BTNH` with every channel pair turned by its angle."""
+        a_BTNP, b_BTNP = x_BTNH.chunk(2, dim=-1)
+        cos_T1P, sin_T1P = self.cos_T1P.to(x_BTNH.dtype), self.sin_T1P.to(x_BTNH.dtype)
+        return torch.cat((a_BTNP * cos_T1P - b_BTNP * sin_T1P, a_BTNP * sin_T1P + b_BTNP * cos_T1P), dim=-1)

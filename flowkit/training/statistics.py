@@ -1,0 +1,95 @@
+"""Fit, on training features alone, what the network needs to know about their scale and spread.
+
+Two passes over evenly spaced images sum in float64: first the mean and mean square of every channel and the mean
+target, then, for the shaped start noise, the covariance of the centred targets over positions and over channels.
+
+Shapes: B images, T tokens, C channels, M = T C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.flow.noise import StartNoise, fit_target_covariance, isotropic
+from flowkit.flow.scale import FeatureScale, fit_scale
+from flowkit.translator import Statistics
+
+STATISTICS_IMAGES = 4096
+"""At most this many images are read; more would hardly move a scale."""
+STATISTICS_BATCH = 256
+
+
+class PairedFeatures(Protocol):
+    """Source and target tokens of the same images, by row, float32 at raw scale."""
+
+    @property
+    def source_shape(self) -> tuple[int, int]: ...
+
+    @property
+    def target_shape(self) -> tuple[int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, ids: np.ndarray) -> tuple[Tensor, Tensor]: ...
+
+
+def fit_statistics(data: PairedFeatures, *, feature_scale: str, start_noise: str) -> Statistics:
+    """Return the statistics of `data`; `feature_scale` and `start_noise` are names known to `flowkit.flow`."""
+    source = _Moments(*data.source_shape)
+    target = _Moments(*data.target_shape)
+    for source_BTC, target_BTC in _chunks(data):
+        source.add(source_BTC)
+        target.add(target_BTC)
+    target_scale = target.scale(feature_scale)
+    target_mean_TC = (target.sum_TC / target.images).float()
+    noise = isotropic(*data.target_shape)
+    if start_noise == "target_covariance":
+        noise = _shaped_noise(data, target_scale, target_mean_TC)
+    return Statistics(source.scale(feature_scale), target_scale, noise, target_mean_TC)
+
+
+class _Moments:
+    """Running sums of x and x^2."""
+
+    def __init__(self, tokens: int, channels: int) -> None:
+        self.images = 0
+        self.sum_TC = torch.zeros(tokens, channels, dtype=torch.float64)
+        self.squares_C = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, x_BTC: Tensor) -> None:
+        self.images += len(x_BTC)
+        self.sum_TC += x_BTC.sum(0, dtype=torch.float64)
+        self.squares_C += x_BTC.square().sum((0, 1), dtype=torch.float64)
+
+    def scale(self, kind: str) -> FeatureScale:
+        tokens = self.images * len(self.sum_TC)
+        fitted = fit_scale(kind, self.sum_TC.sum(0) / tokens, self.squares_C / tokens)
+        return FeatureScale(fitted.shift_C.float(), fitted.spread_C.float())
+
+
+def _shaped_noise(data: PairedFeatures, scale: FeatureScale, mean_TC: Tensor) -> StartNoise:
+    tokens, channels = data.target_shape
+    covariance_TT = torch.zeros(tokens, tokens, dtype=torch.float64)
+    covariance_CC = torch.zeros(channels, channels, dtype=torch.float64)
+    images = 0
+    for _, target_BTC in _chunks(data):
+        centred_BTC = (target_BTC - mean_TC) / scale.spread_C
+        images += len(centred_BTC)
+        flat_TM = centred_BTC.transpose(0, 1).flatten(1)
+        covariance_TT += flat_TM @ flat_TM.T
+        flat_MC = centred_BTC.flatten(0, 1)
+        covariance_CC += flat_MC.T @ flat_MC
+    covariance_TT /= images * channels
+    covariance_CC /= images * tokens
+    return fit_target_covariance(covariance_TT, covariance_CC, float(covariance_CC.diagonal().mean()))
+
+
+def _chunks(data: PairedFeatures) -> Iterator[tuple[Tensor, Tensor]]:
+    ids = np.unique(np.linspace(0, len(data) - 1, min(len(data), STATISTICS_IMAGES)).astype(np.int64))
+    for first in range(0, len(ids), STATISTICS_BATCH):
+        yield data.batch(ids[first : first + STATISTICS_BATCH])
