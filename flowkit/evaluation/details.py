@@ -1,0 +1,97 @@
+"""What the report draws of one set of predictions: figures per image, per position and for a small gallery.
+
+    cos_image        cosine of token means, per image             (its mean is img_cos)
+    cos_token_mean   mean over tokens of cos(P, B), per image     (its mean is tok_cos)
+    cos_constant     cos_image of the constant prediction mu
+    cos_shuffled     cos_image of the prediction for another image
+    r2_position      R2 of each token position
+    norm_ratio_position   sum |P| / sum |B| per position
+    error_image      |P - B|^2 per image, in units of the mean of |B - mu|^2 over images: its mean is 1 - R2
+    error_map        the same per token of the gallery images, in units of the mean over images and tokens
+    self_rank        rank, from 1, of the true embedding for the predicted one; NaN = not measured
+    t2i_rank         rank, from 1, of the image for its first caption; NaN = not measured
+    gallery_index    rows of the images with the smallest, then the largest errors, then random others
+Shapes: N images, T tokens, D channels, P embedding width.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowkit.evaluation.bootstrap import Array
+from flowkit.evaluation.metrics import Floats, TokenStatistics, cosine, token_statistics
+from flowkit.evaluation.retrieval import Captions, Integers, caption_to_image_ranks, self_ranks
+
+
+def per_image(
+    predicted_NTD: Floats,
+    target_NTD: Floats,
+    mean_TD: Floats,
+    *,
+    predicted_pooled_NP: Floats | None = None,
+    target_pooled_NP: Floats | None = None,
+    captions: Captions | None = None,
+    gallery_each: int = 8,
+    seed: int = 0,
+) -> dict[str, NDArray]:
+    """Arrays for one details file, float32 but for the int64 `gallery_index`.
+
+    `seed` chooses the shuffled partners and the random third of the gallery, alike in all runs.
+    """
+    statistics = token_statistics(predicted_NTD, target_NTD, mean_TD)
+    generator = np.random.default_rng(seed)
+    predicted_mean_ND = predicted_NTD.mean(axis=1, dtype=np.float64)
+    target_mean_ND = target_NTD.mean(axis=1, dtype=np.float64)
+    partners = other_image(len(target_NTD), generator)
+    floats = {
+        "cos_image": statistics.mean_cosine_N,
+        "cos_token_mean": statistics.cosine_NT.mean(axis=1),
+        "cos_constant": cosine(np.asarray(mean_TD, np.float64).mean(axis=0), target_mean_ND),
+        "cos_shuffled": cosine(predicted_mean_ND[partners], target_mean_ND),
+        **_positions(statistics),
+    }
+    error_image = statistics.error_NT.sum(axis=1) / statistics.spread_NT.sum(axis=1).mean()
+    gallery = gallery_rows(error_image, gallery_each, generator)
+    floats["error_image"] = error_image
+    floats["error_map"] = statistics.error_NT[gallery] / statistics.spread_NT.mean()
+    floats |= _ranks(len(target_NTD), predicted_pooled_NP, target_pooled_NP, captions)
+    arrays: dict[str, NDArray] = {name: values.astype(np.float32) for name, values in floats.items()}
+    return arrays | {"gallery_index": gallery}
+
+
+def other_image(images: int, generator: np.random.Generator) -> Integers:
+    """A random partner for each image that is never the image itself (one random cycle through all)."""
+    order = generator.permutation(images)
+    partner = np.empty(images, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def gallery_rows(error_N: Array, each: int, generator: np.random.Generator) -> Integers:
+    """Rows of the `each` best, then the worst, then random others; no row twice, fewer in a small set."""
+    order = np.argsort(error_N, kind="stable")
+    best, rest = order[:each], order[each:]
+    worst = rest[::-1][:each]
+    shuffled = generator.permutation(len(error_N))
+    random = shuffled[~np.isin(shuffled, np.concatenate([best, worst]))][:each]
+    return np.concatenate([best, worst, random]).astype(np.int64)
+
+
+def _positions(statistics: TokenStatistics) -> dict[str, Array]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = 1 - statistics.error_NT.sum(axis=0) / statistics.spread_NT.sum(axis=0)
+        norm_ratio = statistics.predicted_norm_NT.sum(axis=0) / statistics.target_norm_NT.sum(axis=0)
+    return {"r2_position": r2, "norm_ratio_position": norm_ratio}
+
+
+def _ranks(
+    images: int, predicted_NP: Floats | None, target_NP: Floats | None, captions: Captions | None
+) -> dict[str, Array]:
+    found = {"self_rank": np.full(images, np.nan), "t2i_rank": np.full(images, np.nan)}
+    if predicted_NP is None or target_NP is None:
+        return found
+    found["self_rank"][:] = self_ranks(predicted_NP, target_NP)
+    if captions is not None and len(captions) > 0:
+        rank_M = caption_to_image_ranks(predicted_NP, captions)
+        captioned, first_caption = np.unique(captions.image_M, return_index=True)
+        found["t2i_rank"][captioned] = rank_M[first_caption]
+    return found
