@@ -28,6 +28,7 @@ from flowkit.encoders.contract import TOKEN_LAYER
 from flowkit.errors import EncoderError
 
 FAMILY = "open_clip"
+TEXT_BATCH = 512
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -107,11 +108,12 @@ class OpenClipEncoder:
         """Return the text embeddings [N, P], not normalised, float32 on the CPU."""
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
-        if not texts:
-            return torch.empty(0, self.pooled_width)
-        with self._precision():
-            found = self._model.encode_text(self._tokenizer(texts).to(self._device))
-        return found.float().cpu()
+        found = [torch.empty(0, self.pooled_width)]
+        for start in range(0, len(texts), TEXT_BATCH):
+            ids = self._tokenizer(texts[start : start + TEXT_BATCH]).to(self._device)
+            with self._precision():
+                found.append(self._model.encode_text(ids).float().cpu())
+        return torch.cat(found)
 
     def head(self) -> dict[str, torch.Tensor]:
         """Return final norm and projection for `apply_head`, float32 on the CPU."""
@@ -155,10 +157,12 @@ def load_open_clip(name: str, weights: Path | None, *, precision: str, device: s
         raise EncoderError(
             f"{tag!r} is neither a tag of {model_name} ({known}) nor a file (encoder {name!r})"
         )
-    if tag_settings and tag_settings.get("quick_gelu", False) != config.get("quick_gelu", False):
+    activation = {True: "QuickGELU", False: "GELU"}
+    model_gelu, tag_gelu = (bool(one.get("quick_gelu")) for one in (config, tag_settings or config))
+    if model_gelu != tag_gelu:
         raise EncoderError(
-            f"encoder {name!r}: the weights {tag} and the model {model_name} differ in their GELU; "
-            f"use the model with{'out' if config.get('quick_gelu') else ''} '-quickgelu' in its name"
+            f"encoder {name!r}: the weights were trained with {activation[tag_gelu]}, the model has "
+            f"{activation[model_gelu]}; name the twin model (QuickGELU models end in -quickgelu)"
         )
     file = weights or Path(tag)
     if not file.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -33,30 +34,49 @@ class Captioned(Protocol):
     def captions(self) -> list[str]: ...
 
 
+@dataclass(frozen=True)
+class TowerRecipe:
+    """How a tower is trained; `images` are drawn for it, half of them as hard negatives."""
+
+    images: int
+    short_caption_every: int
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+RECIPES = {
+    "demo-eva": TowerRecipe(
+        32_768, short_caption_every=6, steps=900, batch=128, learning_rate=1.5e-3, seed=0
+    ),
+    "demo-vit": TowerRecipe(32_768, short_caption_every=6, steps=900, batch=128, learning_rate=1e-3, seed=0),
+}
+
+
 def train_tower(
     name: str,
     pictures: Captioned,
     hard_negatives: Captioned,
     *,
     group_size: int,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
+    recipe: TowerRecipe,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> dict[str, torch.Tensor]:
-    """Return the state dict of demo tower `name` after `steps` contrastive steps.
+    """Return the state dict of demo tower `name` after `recipe.steps` contrastive steps.
 
-    `hard_negatives` holds its groups one after the other; `report(step, loss)` is called every 50 steps.
-    Raises `ValueError` if half a batch is not a whole number of groups or there are too few pictures for
-    one batch.
+    `hard_negatives` holds its groups of `group_size` one after the other; `report(step, loss)` comes every
+    50 steps. Raises `ValueError` if half a batch is not a whole number of groups or the pictures are too few.
     """
+    batch, seed, steps = recipe.batch, recipe.seed, recipe.steps
     if batch % (2 * group_size):
         raise ValueError(f"batch {batch} is not a multiple of {2 * group_size} (two halves of whole groups)")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_demo_tower(name).train()
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=learning_rate, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model), lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_share(step, steps))
     contrastive = ClipLoss()
     plain = _batches(len(pictures.captions), batch // 2, seed=seed, stream=0)

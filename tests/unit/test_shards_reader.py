@@ -1,4 +1,4 @@
-"""The reader sees every fault: of a tar (an error that names it) and of a sample (a reject and its reason)."""
+"""The reader sees every fault: of a tar (an error that names it) and of a sample (a reject, why)."""
 
 from __future__ import annotations
 
