@@ -22,6 +22,13 @@ def load(folder: str | Path) -> Translator:
     `folder` is a checkpoint folder or a run's `train/` folder, whose manifest names the checkpoint.
     Raises `CheckpointError` if it is missing, damaged or of an unknown architecture.
     """
+    import json
+    from pathlib import Path
+
     from flowkit.translator import Translator
 
+    folder = Path(folder)
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        folder = folder / json.loads(manifest.read_text(encoding="utf-8"))["content"]
     return Translator.load(folder)

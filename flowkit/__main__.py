@@ -42,10 +42,14 @@ STAGES = {
     "report": "Write the static pages.",
 }
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the experiment.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
-ResultsOption = Annotated[Path, typer.Option("--results", envvar="FLOWKIT_RESULTS", help="Folder of all results.")]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", envvar="FLOWKIT_RESULTS", help="Folder of all results.")
+]
 DataRootOption = Annotated[
     Path, typer.Option("--data-root", envvar="FLOWKIT_DATA_ROOT", help="Folder of shards and features.")
 ]
@@ -80,7 +84,12 @@ def _add_stage(stage: str, help_text: str) -> None:
             plan = _plan(config or Path(), overrides, results, data_root)
             specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
         for one in specs:
-            logger.info("flowkit %s --threads %d --spec '%s'", stage, threads, json.dumps(one.as_dict(), sort_keys=True))
+            logger.info(
+                "flowkit %s --threads %d --spec '%s'",
+                stage,
+                threads,
+                json.dumps(one.as_dict(), sort_keys=True),
+            )
             importlib.import_module(f"flowkit.stages.{stage}").run(one)
 
 
@@ -103,7 +112,9 @@ for _stage, _help in STAGES.items():
 
 
 @app.command()
-def check(config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: SetOption = None) -> None:
+def check(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: SetOption = None
+) -> None:
     """Validate a configuration and say what would run; no data is touched."""
     plan = _plan(config, overrides, Path("results"), Path("results/data"))
     loaded = plan.config
@@ -124,7 +135,9 @@ def write_files(
 
 
 @app.command()
-def results(config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = Path("results")) -> None:
+def results(
+    config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = Path("results")
+) -> None:
     """Print the key figures of a finished experiment, its verdicts, and where the report is."""
     folder = Places(load_config(config).experiment, results, results / "data").experiment_folder
     for line in key_figures(folder):

@@ -50,7 +50,9 @@ class FolderDataset(Section):
 
     kind: Literal["folder"]
     path: str = Field(description="Folder that holds the tars.")
-    shards: Whole | None = Field(None, gt=0, description="Use only the first N tars in name order; null means all.")
+    shards: Whole | None = Field(
+        None, gt=0, description="Use only the first N tars in name order; null means all."
+    )
     samples_per_shard: Whole | None = Field(
         None, gt=0, description="Use only the first N samples of each tar; null means all."
     )
@@ -91,7 +93,9 @@ class Encoders(Section):
 
     source: Encoder = Field(description="Encoder whose tokens are the condition.")
     target: Encoder = Field(description="Encoder whose tokens are predicted.")
-    batch_size: Whole = Field(64, gt=0, description="Images per forward pass; batches are fixed by member index.")
+    batch_size: Whole = Field(
+        64, gt=0, description="Images per forward pass; batches are fixed by member index."
+    )
     retrain_demo_towers: Switch = Field(
         False, description="Train the demo towers instead of using the ones that come with flowkit."
     )
@@ -101,9 +105,14 @@ class Model(Section):
     """The translation network."""
 
     architecture: Literal["blip3o"] = Field("blip3o", description="Network family.")
-    size: Literal["demo", "tiny", "small", "base", "large"] = Field("base", description="Width, depth and heads.")
-    adapter_layers: Whole = Field(
-        6, ge=0, le=12, description="Layers of the gated condition adapter; 0 is one linear projection."
+    size: Literal["demo", "tiny", "small", "base", "large", "huge"] = Field(
+        "base", description="Width, depth and heads."
+    )
+    adapter_layers: Whole | None = Field(
+        None,
+        ge=0,
+        le=12,
+        description="Layers of the gated condition adapter; 0 is one linear projection, null the size's.",
     )
     cross_attention: Switch = Field(True, description="Attend to the condition in every block.")
     aligned_condition: Switch = Field(
@@ -132,7 +141,9 @@ class Objective(Section):
         "uniform", description="Distribution of t over the rest of the batch."
     )
     share_at_zero: float = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0.")
-    time_gate: Switch = Field(True, description="The network sees t x_t, so one Euler step is the regression.")
+    time_gate: Switch = Field(
+        True, description="The network sees t x_t, so one Euler step is the regression."
+    )
     start_noise: Literal["isotropic", "target_covariance"] = Field(
         "target_covariance", description="Distribution of x_0."
     )
@@ -141,7 +152,8 @@ class Objective(Section):
     )
     condition_dropout: float = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
     feature_scale: Literal["none", "factor", "standardize"] = Field(
-        "factor", description="Raw features, one number for all, or statistics per channel; undone after sampling."
+        "factor",
+        description="Raw features, one number for all, or statistics per channel; undone after sampling.",
     )
 
     @model_validator(mode="after")
@@ -169,11 +181,15 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices.")
     clip_norm: float = Field(1.0, gt=0, description="Limit of the gradient norm.")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are saved.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward and backward pass.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of the forward and backward pass."
+    )
     seed: Whole = Field(0, ge=0, description="Seed of weights, order, noise and times.")
     evaluate_every: Whole = Field(200, gt=0, description="Steps between evaluations on held-out tars.")
     validation_samples: Whole = Field(256, gt=0, description="Held-out samples per evaluation.")
-    checkpoint_every: Whole = Field(100, gt=0, description="Steps between checkpoints that a killed job resumes from.")
+    checkpoint_every: Whole = Field(
+        100, gt=0, description="Steps between checkpoints that a killed job resumes from."
+    )
 
 
 class Sampling(Section):
@@ -197,7 +213,9 @@ class Evaluation(Section):
     """What is measured."""
 
     images: Whole = Field(
-        1000, gt=1, description="First N pairs of the evaluation set are scored; the others are the disjoint half."
+        1000,
+        gt=1,
+        description="First N pairs of the evaluation set are scored; the others are the disjoint half.",
     )
     bootstrap_draws: Whole = Field(1000, ge=100, description="Bootstrap draws over images for intervals.")
     seed: Whole = Field(0, ge=0, description="Seed of the bootstrap and of the shuffled pairs.")
@@ -207,7 +225,9 @@ class Goals(Section):
     """Demands that the verdicts on the first page are measured against."""
 
     flow_r2: float = Field(0.91, description="R2 of run 'flow' with euler-1, at least.")
-    ridge_gap_closed: float = Field(0.35, description="Share of the gap between ridge and 1 that it closes, at least.")
+    ridge_gap_closed: float = Field(
+        0.35, description="Share of the gap between ridge and 1 that it closes, at least."
+    )
     above_earlier_recipe: float = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
     regression_r2: float = Field(0.92, description="R2 of run 'regression', at least.")
 
@@ -216,7 +236,9 @@ class Report(Section):
     """What the pages show."""
 
     title: str = Field("flowkit", description="Title of the report.")
-    gallery_images: Whole = Field(24, gt=2, le=200, description="Images in a gallery: best, worst and random.")
+    gallery_images: Whole = Field(
+        24, gt=2, le=200, description="Images in a gallery: best, worst and random."
+    )
 
 
 class RunConfig(Section):
@@ -242,7 +264,9 @@ class Config(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
     goals: Goals = Field(default_factory=Goals, description="Demands behind the verdicts.")
     report: Report = Field(default_factory=Report, description="What the pages show.")
-    baselines: tuple[Baseline, ...] = Field(BASELINES, description="Closed-form runs beside the trained ones.")
+    baselines: tuple[Baseline, ...] = Field(
+        BASELINES, description="Closed-form runs beside the trained ones."
+    )
     runs: dict[Name, dict[str, Any]] = Field(
         min_length=1, description="Runs by name; each overrides keys of model, objective, train and sampling."
     )
@@ -260,11 +284,15 @@ class Config(Section):
     def run(self, name: str) -> RunConfig:
         """Return the sections of run `name` with its overrides merged in; raises `ConfigError` naming the key."""
         if name not in self.runs:
-            raise ConfigError(f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{_hint(name, self.runs)}")
+            raise ConfigError(
+                f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{_hint(name, self.runs)}"
+            )
         sections = {section: getattr(self, section).model_dump() for section in RunConfig.model_fields}
         for section, overrides in self.runs[name].items():
             if section not in sections:
-                raise ConfigError(f"runs.{name}.{section}: unknown section, a run overrides {', '.join(sections)}")
+                raise ConfigError(
+                    f"runs.{name}.{section}: unknown section, a run overrides {', '.join(sections)}"
+                )
             if not isinstance(overrides, dict):
                 raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
             sections[section] |= overrides

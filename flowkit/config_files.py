@@ -50,7 +50,10 @@ def write_config_files(folder: Path) -> list[Path]:
 
 def _default_yaml() -> str:
     config = Config.model_validate(DEFAULT_EXPERIMENT)
-    lines = ["# Every setting with its default. Generated from flowkit/config.py by `python -m flowkit config-files`.", ""]
+    lines = [
+        "# Every setting with its default. Generated from flowkit/config.py by `python -m flowkit config-files`.",
+        "",
+    ]
     for name, field in Config.model_fields.items():
         value = config.model_dump(mode="json")[name]
         lines.append(f"# {field.description}")
@@ -96,7 +99,9 @@ def _reference() -> str:
 
 def _table(title: str, model: type[BaseModel]) -> list[str]:
     rows = [f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
-    rows += [f"| `{name}` | {_default(field)} | {_meaning(field)} |" for name, field in model.model_fields.items()]
+    rows += [
+        f"| `{name}` | {_default(field)} | {_meaning(field)} |" for name, field in model.model_fields.items()
+    ]
     return [*rows, ""]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True)

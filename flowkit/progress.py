@@ -14,7 +14,9 @@ logger = logging.getLogger("flowkit")
 
 def set_up_logging() -> None:
     """Send one line per event to standard error, with the time in front."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
 
 
 class Progress:
@@ -24,7 +26,9 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.start_done = self.done = done
         self.start = self.last_log = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=what) if sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=total, initial=done, unit=f" {unit}", desc=what) if sys.stderr.isatty() else None
+        )
 
     def advance(self, count: int = 1) -> None:
         """Add `count` pieces of finished work."""

@@ -90,7 +90,11 @@ def source_hash(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     # ast.unparse gives the same text on all supported Python versions, ast.dump does not
     return hashlib.sha256(_unparse(tree).encode()).hexdigest()[:10]
@@ -123,7 +127,9 @@ def _module_hash(module: str) -> str:
 
 
 @cache
-def code_fingerprint(module: str, leave_out: frozenset[str] = frozenset(), files: tuple[str, ...] = ()) -> tuple[str, ...]:
+def code_fingerprint(
+    module: str, leave_out: frozenset[str] = frozenset(), files: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Return sorted `module@hash` strings of everything that `module` can import inside flowkit.
 
     `leave_out`: modules that this configuration never reaches, such as other encoder families. `files`: data files

@@ -245,5 +245,7 @@ def _parse(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
     names = {field.name for field in fields(kind)}
     if set(values) != names:
         raise ValueError(f"keys differ from those of {kind.__name__}: {sorted(set(values) ^ names)}")
-    typed: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    typed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     return kind(**typed)

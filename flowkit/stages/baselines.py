@@ -1,6 +1,6 @@
 """Stage `baselines`: closed-form translators, fitted on the training pairs and applied to the evaluation set.
 
-Each baseline is a run of its own with the sampler name `direct`; `true` is the true tokens themselves, the ceiling of
+Each baseline is a run of its own with the sampler name `closed-form`; `true` is the true tokens themselves, the ceiling of
 every figure.
 """
 
@@ -15,10 +15,10 @@ from flowkit.evaluation.baselines import Baseline, fit_baselines
 from flowkit.features.loader import PairedTokens
 from flowkit.features.samples import write_tokens
 from flowkit.progress import logger
-from flowkit.stages.pairs import open_pairs
+from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
-SAMPLER = "direct"
+SAMPLER = "closed-form"
 TRUE = "true"
 BATCH = 512
 
@@ -26,7 +26,9 @@ BATCH = 512
 def run(spec: Spec) -> None:
     """Commit the predictions of every baseline in `target.baselines` that is not there yet."""
     dataset, train, layout = spec.target["dataset"], spec.target["train"], spec.values["data"]["layout"]
-    pair_folders = [spec.places.pairs(name, spec.target["source"], spec.target["target"]) for name in (train, dataset)]
+    pair_folders = [
+        spec.places.pairs(name, spec.target["source"], spec.target["target"]) for name in (train, dataset)
+    ]
     names = spec.target["baselines"].split(",")
     with ExitStack() as stack:
         missing: dict[str, Session] = {}
@@ -43,7 +45,11 @@ def run(spec: Spec) -> None:
         for name, session in missing.items():
             predicted = target if name == TRUE else fitted[name].predict(source)
             folder = session.work / SAMPLER
-            write_tokens(folder, np.array_split(predicted, -(-len(predicted) // BATCH)), {"run": name, "sampler": SAMPLER})
+            write_tokens(
+                folder,
+                np.array_split(predicted, -(-len(predicted) // BATCH)),
+                {"run": name, "sampler": SAMPLER},
+            )
             session.commit({"samplers": [SAMPLER], "images": len(predicted), "nfe": {SAMPLER: 0}})
             logger.info("baseline=%s images=%d", name, len(predicted))
 

@@ -1,7 +1,7 @@
 """Stage `evaluate`: every metric of every sampler of one run or baseline, and the arrays that the report draws.
 
-    scores.json             {sampler: rows of metric, value, low, high}
-    details-<sampler>.npz   figures per image, per position and for a gallery
+scores.json             {sampler: rows of metric, value, low, high}
+details-<sampler>.npz   figures per image, per position and for a gallery
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from flowkit.evaluation.score import Classes, score
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.features.loader import PairedTokens
 from flowkit.features.store import TokenStore
+from flowkit.paths import SCORES
 from flowkit.progress import Progress
 from flowkit.provenance import read_json, write_json
 from flowkit.stages import head as head_stage
 from flowkit.stages import texts as texts_stage
-from flowkit.stages.pairs import open_pairs
+from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Spec, committed, open_session
 
-SCORES = "scores.json"
 Floats = NDArray[np.float32]
 
 
@@ -60,7 +60,7 @@ def run(spec: Spec) -> None:
             progress.advance()
         progress.close()
         write_json(session.work / SCORES, scores)
-        session.commit({"samplers": sorted(scores), "images": len(truth.target_NTD)})
+        session.commit({"samplers": list(scores), "images": len(truth.target_NTD)})
 
 
 class Truth:
@@ -72,7 +72,9 @@ class Truth:
         pairs = open_pairs(spec, dataset, layout=data["layout"])
         count = self.settings["images"]
         if len(pairs) < count:
-            raise ConfigError(f"evaluation.images={count}: {dataset} has {len(pairs)} pairs, lower it or add images")
+            raise ConfigError(
+                f"evaluation.images={count}: {dataset} has {len(pairs)} pairs, lower it or add images"
+            )
         _, target = pairs.batch(np.arange(len(pairs)))
         self.target_NTD: Floats = target[:count].numpy()
         self.disjoint_NTD: Floats | None = target[count:].numpy() if len(pairs) >= 2 * count else None
@@ -145,5 +147,7 @@ def _texts(folder: Path, pairs: PairedTokens, count: int) -> tuple[Captions, Cla
     from flowkit.shards.demo_shapes import image_classes
 
     number = {name: row for row, name in enumerate(texts["classes"])}
-    classes = [[number[name] for name in image_classes(json.loads(text))] for text in samples["attributes_json"]]
+    classes = [
+        [number[name] for name in image_classes(json.loads(text))] for text in samples["attributes_json"]
+    ]
     return captions, Classes(embeddings["prompts"].numpy(), class_table(classes, len(number)))

@@ -68,9 +68,12 @@ class Session:
     @property
     def work(self) -> Path:
         """Folder of partial work that survives a kill; belongs to this spec, code and these inputs alone."""
-        path = self.folder / "state" / f"work-{self.key}"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        self._work.mkdir(parents=True, exist_ok=True)
+        return self._work
+
+    @property
+    def _work(self) -> Path:
+        return self.folder / "state" / f"work-{self.key}"
 
     @property
     def is_done(self) -> bool:
@@ -82,18 +85,22 @@ class Session:
         if not _is_intact(self.folder, manifest):
             made.unlink()
             return False
+        shutil.rmtree(self._work, ignore_errors=True)
         write_json(self.folder / MANIFEST, manifest)
         logger.info("stage=%s adopted=%s", self.spec.stage, self.folder / manifest["content"])
         return True
 
-    def commit(self, counts: Mapping[str, Any], *, untracked: tuple[str, ...] = ()) -> Path:
+    def commit(
+        self, counts: Mapping[str, Any], *, untracked: tuple[str, ...] = (), folder: Path | None = None
+    ) -> Path:
         """Give the work its content name and write manifest and run record; returns the committed folder.
 
-        `untracked` files travel with the result but not with its digest, because they hold times.
+        `untracked` files travel with the result but not with its digest, because they hold times. `folder` is the part
+        of the work that is the result; without it, all of it is.
         """
-        work = self.work
-        _sync(work)
-        digests = folder_digests(work, leave_out=untracked)
+        made = self.work if folder is None else folder
+        _sync(made)
+        digests = folder_digests(made, leave_out=untracked)
         content = digest_of(digests)[:16]
         manifest = {"schema": SCHEMA, "stage": self.spec.stage, "content": content, "files": digests}
         manifest["counts"] = dict(counts)
@@ -102,7 +109,8 @@ class Session:
             shutil.rmtree(final)
         # recorded before the rename: after a kill in between, the work is still there and is committed again
         write_json(self.folder / "state" / f"made-{self.key}.json", manifest)
-        work.rename(final)
+        made.rename(final)
+        shutil.rmtree(self._work, ignore_errors=True)
         write_json(self.folder / RUN_RECORD, self.record.as_dict())
         write_json(self.folder / MANIFEST, manifest)
         _prune(self.folder, keep=content)
@@ -130,16 +138,21 @@ def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
     manifest = read_json(folder / MANIFEST)
     content = folder / manifest["content"]
     if not content.is_dir():
-        raise StageError(f"{content}: missing though {MANIFEST} names it, run stage {manifest['stage']} again")
+        raise StageError(
+            f"{content}: missing though {MANIFEST} names it, run stage {manifest['stage']} again"
+        )
     return content, manifest
 
 
 def _is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
     content = folder / manifest["content"]
-    return all(
-        (content / name).is_file() and file_digest(content / name) == digest
-        for name, digest in manifest["files"].items()
-    ) and content.is_dir()
+    return (
+        all(
+            (content / name).is_file() and file_digest(content / name) == digest
+            for name, digest in manifest["files"].items()
+        )
+        and content.is_dir()
+    )
 
 
 def _drop_old_work(folder: Path, key: str) -> None:

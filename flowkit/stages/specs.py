@@ -72,7 +72,8 @@ class Plan:
         found = [
             job
             for job in self.jobs.values()
-            if job.spec.stage == stage and all(job.spec.target.get(key) == value for key, value in wanted.items())
+            if job.spec.stage == stage
+            and all(job.spec.target.get(key) == value for key, value in wanted.items())
         ]
         if not found:
             known = {job.name for job in self.jobs.values() if job.spec.stage == stage}
@@ -135,7 +136,10 @@ class Plan:
 
     @property
     def _encoders(self) -> list[Encoder]:
-        found = {self.encoder_id(encoder): encoder for encoder in (self.config.encoders.source, self.config.encoders.target)}
+        found = {
+            self.encoder_id(encoder): encoder
+            for encoder in (self.config.encoders.source, self.config.encoders.target)
+        }
         return list(found.values())
 
     def _encoder_values(self, encoder: Encoder) -> dict[str, Any]:
@@ -160,7 +164,9 @@ class Plan:
         values["encoder"].pop("precision")
         identity = self.encoder_id(encoder)
         spec = self._spec("weights", {"encoder": identity}, values)
-        return Job(f"weights_{_word(encoder.name)}", spec, (), (self.places.weights(identity),), memory_mb=4000)
+        return Job(
+            f"weights_{_word(encoder.name)}", spec, (), (self.places.weights(identity),), memory_mb=4000
+        )
 
     def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
         identity, tars = self.encoder_id(encoder), self.tars(dataset)
@@ -173,7 +179,9 @@ class Plan:
             values["datasets"] = {dataset: {"samples_per_shard": described.samples_per_shard}}
         for first in range(0, len(tars), self.shards_per_job):
             batch = tars[first : first + self.shards_per_job]
-            spec = self._spec("extract", {"dataset": dataset, "encoder": identity, "tars": ",".join(batch)}, values)
+            spec = self._spec(
+                "extract", {"dataset": dataset, "encoder": identity, "tars": ",".join(batch)}, values
+            )
             number = f"_{first // self.shards_per_job:04d}" if len(tars) > self.shards_per_job else ""
             yield Job(
                 f"extract_{_word(dataset)}_{_word(encoder.name)}{number}",
@@ -207,7 +215,9 @@ class Plan:
         target = {"dataset": dataset, "encoder": self.target_id, "tars": ",".join(self.tars(dataset))}
         inputs = (self.places.weights(self.target_id), *self._stores(dataset, self.target_id))
         folder = self.places.texts(dataset, self.target_id)
-        return Job(f"texts_{_word(dataset)}", self._spec("texts", target, values), inputs, (folder,), memory_mb=4000)
+        return Job(
+            f"texts_{_word(dataset)}", self._spec("texts", target, values), inputs, (folder,), memory_mb=4000
+        )
 
     def _pair_target(self, dataset: str) -> dict[str, str]:
         return {"dataset": dataset, "source": self.source_id, "target": self.target_id}
@@ -223,7 +233,14 @@ class Plan:
         }
         spec = self._spec("train", {"run": run, **self._pair_target(self.config.data.train)}, values)
         inputs = (self._pairs_folder(self.config.data.train),)
-        return Job(f"train_{_word(run)}", spec, inputs, (self.places.train(run),), memory_mb=8000, runtime_minutes=600)
+        return Job(
+            f"train_{_word(run)}",
+            spec,
+            inputs,
+            (self.places.train(run),),
+            memory_mb=8000,
+            runtime_minutes=600,
+        )
 
     def _sample(self, run: str) -> Job:
         values = {

@@ -1,16 +1,20 @@
 """Stage `summary`: the metrics of all runs in one table, and the verdicts on the goals.
 
-Writes `results/<experiment>/summary.json` and `verdicts.json`, whose form is stable.
+Writes `results/<experiment>/summary.json` and `verdicts.json`, whose form is stable. Rates depend on the machine and the hour, so
+they are added to the copy that people read and are no part of the tracked result.
 """
 
 from __future__ import annotations
 
-from flowkit.evaluation.summary import RunScore, summary_rows
+from collections.abc import Iterator
+from typing import Any
+
 from flowkit.evaluation.goals import experiment_goals
+from flowkit.evaluation.summary import RunScore, SummaryRow, summary_rows
 from flowkit.evaluation.verdicts import verdicts
+from flowkit.paths import RUN_RECORD, SCORES
 from flowkit.progress import logger
 from flowkit.provenance import read_json, write_json
-from flowkit.stages.evaluate import SCORES
 from flowkit.stages.session import Spec, committed, open_session
 
 SUMMARY, VERDICTS = "summary.json", "verdicts.json"
@@ -18,22 +22,51 @@ SUMMARY, VERDICTS = "summary.json", "verdicts.json"
 
 def run(spec: Spec) -> None:
     """Commit the summary and put copies where people and programs look for them."""
-    runs, dataset = spec.target["runs"].split(","), spec.target["dataset"]
-    with open_session(spec, spec.places.summary, [spec.places.evaluation(run) for run in runs]) as session:
+    places, dataset, runs = spec.places, spec.target["dataset"], spec.target["runs"].split(",")
+    with open_session(spec, places.summary, [places.evaluation(run) for run in runs]) as session:
         if not session.is_done:
-            scores = [
-                RunScore(run, sampler, dataset, rows)
-                for run in runs
-                for sampler, rows in read_json(committed(spec.places.evaluation(run))[0] / SCORES).items()
-            ]
-            rows = summary_rows(scores)
+            rows = summary_rows(_scores(spec, runs, dataset))
             judged = verdicts(rows, experiment_goals(rows, spec.values["goals"]), data=dataset)
-            form = {"schema": 1, "experiment": spec.places.experiment}
-            write_json(session.work / SUMMARY, {**form, "rows": rows})
-            write_json(session.work / VERDICTS, {**form, "rows": judged})
+            write_json(session.work / SUMMARY, _document(spec, rows))
+            write_json(session.work / VERDICTS, _document(spec, judged))
             session.commit({"rows": len(rows), "goals": len(judged)})
-        content, _ = committed(spec.places.summary)
-        for name in (SUMMARY, VERDICTS):
-            write_json(spec.places.experiment_folder / name, read_json(content / name))
-        for row in read_json(content / VERDICTS)["rows"]:
-            logger.info("goal=%r verdict=%r value=%s demand=%s", row["goal"], row["verdict"], row["value"], row["demand"])
+        content, _ = committed(places.summary)
+        rows, judged = (read_json(content / name)["rows"] for name in (SUMMARY, VERDICTS))
+        rates = [row for run in runs for row in _rates(spec, run, dataset)]
+        write_json(places.experiment_folder / SUMMARY, _document(spec, rows + rates))
+        write_json(places.experiment_folder / VERDICTS, _document(spec, judged))
+        for row in judged:
+            logger.info(
+                "verdict=%r goal=%r value=%s demand=%s",
+                *(row[key] for key in ("verdict", "goal", "value", "demand")),
+            )
+
+
+def _scores(spec: Spec, runs: list[str], dataset: str) -> Iterator[RunScore]:
+    for run in runs:
+        content, manifest = committed(spec.places.evaluation(run))
+        scores = read_json(content / SCORES)
+        for sampler in manifest["counts"]["samplers"]:
+            yield RunScore(run, sampler, dataset, scores[sampler])
+
+
+def _rates(spec: Spec, run: str, dataset: str) -> Iterator[SummaryRow]:
+    """Yield images per second of each sampler, as the run record of its samples has it."""
+    rates: dict[str, float] = read_json(spec.places.samples(run, dataset) / RUN_RECORD)["rates"]
+    for name, value in rates.items():
+        metric, _, sampler = name.partition(" ")
+        if sampler:
+            yield SummaryRow(
+                run=run,
+                sampler=sampler,
+                data=dataset,
+                metric=metric,
+                value=value,
+                low=None,
+                high=None,
+                seed_spread=None,
+            )
+
+
+def _document(spec: Spec, rows: list[Any]) -> dict[str, Any]:
+    return {"schema": 1, "experiment": spec.places.experiment, "rows": rows}

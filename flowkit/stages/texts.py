@@ -1,7 +1,7 @@
 """Stage `texts`: captions and class prompts of the evaluation set, embedded by the target's text tower.
 
-    texts.safetensors   captions [U, P], one row per distinct caption; prompts [C, P] where the data set has classes
-    texts.json          {"captions": [U texts], "classes": [C names], "prompts": [C texts]}
+texts.safetensors   captions [U, P], one row per distinct caption; prompts [C, P] where the data set has classes
+texts.json          {"captions": [U texts], "classes": [C names], "prompts": [C texts]}
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ def run(spec: Spec) -> None:
     """Commit the embeddings of every caption of `target.dataset`."""
     dataset, encoder_id, settings = spec.target["dataset"], spec.target["encoder"], spec.values["encoder"]
     stores = [spec.places.store(dataset, encoder_id, tar) for tar in spec.target["tars"].split(",")]
-    with open_session(spec, spec.places.texts(dataset, encoder_id), [spec.places.weights(encoder_id), *stores]) as session:
+    with open_session(
+        spec, spec.places.texts(dataset, encoder_id), [spec.places.weights(encoder_id), *stores]
+    ) as session:
         if session.is_done:
             return
         captions = sorted({text for store in stores for text in _captions(TokenStore(committed(store)[0]))})
         classes, prompts = _class_prompts(spec.values["datasets"][dataset]["kind"])
         weights, _ = weights_of(spec, encoder_id)
-        encoder = load_encoder(settings["name"], weights, precision=settings["precision"], device=best_device())
+        encoder = load_encoder(
+            settings["name"], weights, precision=settings["precision"], device=best_device()
+        )
         progress = Progress("texts", len(captions) + len(prompts), "text")
         embedded = {}
         for name, texts in (("captions", captions), ("prompts", prompts)):

@@ -24,7 +24,16 @@ class Project:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Run Snakemake here, with the copied package, and return what it printed."""
-        command = [sys.executable, "-m", "snakemake", "--profile", "profiles/local", "--configfile", CONFIG, *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--profile",
+            "profiles/local",
+            "--configfile",
+            CONFIG,
+            *arguments,
+        ]
         return self.run(command, check=check)
 
     def flowkit(self, *arguments: str, check: bool = True) -> str:
@@ -45,7 +54,11 @@ class Project:
     def planned(self, *arguments: str) -> dict[str, str]:
         """Return {rule: reason} of everything that would run now."""
         text = self.snakemake("-n", *arguments)
-        return {name: reason for name, reason in re.findall(r"Job \d+: (\S+)\nReason: (.*)", text) if name != "all"}
+        return {
+            name: reason
+            for name, reason in re.findall(r"Job \d+: (\S+)\nReason: (.*)", text)
+            if name != "all"
+        }
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace one text in a file."""
