@@ -19,14 +19,20 @@ def load_plan(settings):
     settings = dict(settings)
     machine = {
         key: settings.pop(key, os.environ.get(f"FLOWKIT_{key.upper()}", default))
-        for key, default in (("results", "results"), ("data_root", None), ("shards_per_job", 32))
+        for key, default in (
+            ("results", "results"),
+            ("data_root", None),
+            ("shards_per_job", 32),
+        )
     }
     overrides = settings.pop("set", ())
     overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     source = settings or Path(workflow.basedir) / "config" / "default.yaml"
     loaded = load_config(source, overrides)
     results = Path(machine["results"])
-    places = Places(loaded.experiment, results, Path(machine["data_root"] or results / "data"))
+    places = Places(
+        loaded.experiment, results, Path(machine["data_root"] or results / "data")
+    )
     return Plan(loaded, places, int(machine["shards_per_job"]))
 
 
