@@ -58,12 +58,20 @@ class PairedTokens:
         source_stores: Sequence[Path],
         target_stores: Sequence[Path],
         layout: Layout = "cls_patches",
+        tars: slice = slice(None),
     ) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
         self._source = _Side([TokenStore(path) for path in source_stores], layout)
         self._target = _Side([TokenStore(path) for path in target_stores], layout)
-        self.pairs: pd.DataFrame = read_pairs(pairs, self._source.stores, self._target.stores)
+        table = read_pairs(pairs, self._source.stores, self._target.stores)
+        chosen = range(len(source_stores))[tars]
+        self.pairs: pd.DataFrame = table[table["tar"].isin(chosen)].reset_index(drop=True)
+        if self.pairs.empty:
+            raise StoreError(
+                f"{pairs}: no pair is in the {len(chosen)} of {len(source_stores)} tars asked for; "
+                "use more tars, or hold fewer out"
+            )
         self._path = pairs
         self._tar = self.pairs["tar"].to_numpy()
         self._source_row = self.pairs["source_row"].to_numpy()
@@ -82,6 +90,12 @@ class PairedTokens:
         """(T, D) of the target tokens."""
         return self._target.shape
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of the target."""
+        rows, columns = self._target.stores[0].attributes["grid"]
+        return rows, columns
+
     def batch(self, ids: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
         """Source and target tokens of the pairs `ids`: two new float32 tensors [B, T, D] on the CPU."""
         return self._load(ids, self._source.buffer(len(ids)), self._target.buffer(len(ids)))
@@ -91,7 +105,9 @@ class PairedTokens:
 
         Raises `StoreError` if there are fewer pairs than `batch_size`.
         """
-        if not 1 <= batch_size <= len(self):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if batch_size > len(self):
             raise StoreError(
                 f"{self._path} has {len(self)} pairs, fewer than one batch of {batch_size}; "
                 "lower the batch size or extract more shards"

@@ -39,8 +39,10 @@ REMEDY = "make the pairs again from the stores in use"
 
 @dataclass(frozen=True)
 class PairCounts:
-    """`pairs` joined rows; `fell_out` counts the keys without a pair by side and reason, for instance
-    {"source: image undecodable": 2, "both: caption missing": 1, "target: not finite": 1}."""
+    """How many rows were joined, and how many keys found no partner, by side and reason.
+
+    For instance `fell_out` = {"source: image undecodable": 2, "both: caption missing": 1}.
+    """
 
     pairs: int
     fell_out: dict[str, int]
