@@ -1,0 +1,247 @@
+"""What the report reads, as plain records: the rows of the summary, the verdicts, and the files of each run.
+
+Everything comes from one experiment folder that the stages wrote (`summary.json`, `verdicts.json`,
+`runs/<run>/train/<artifact>/metrics.jsonl`, `runs/<run>/evaluation/<artifact>/details-<sampler>.npz`,
+`run.json`). A number that is not finite arrives as None and stays None. Nothing is computed here, nothing
+is invented: a missing file is an empty field where the report can do without it, and a `ReportError` that
+names the remedy where it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flowkit.errors import ReportError
+from flowkit.report.details import Details, read_details
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One evaluation image and its first caption."""
+
+    image: Image.Image
+    caption: str
+
+
+Pictures = Callable[[Sequence[int]], Sequence[Picture]]
+"""Gives the pictures of evaluation images by their index, in the order asked for."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything `build_site` needs: the experiment folder, what to call it, and where the images come from.
+
+    `train_artifacts` and `evaluation_artifacts` name the folder to read for a run that has several.
+    """
+
+    experiment: Path
+    title: str
+    demo: bool
+    source_encoder: str
+    target_encoder: str
+    pictures: Pictures | None = None
+    gallery_images: int = 24
+    train_artifacts: Mapping[str, str] = field(default_factory=dict)
+    evaluation_artifacts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of `summary.json`: a metric of a run, with its bootstrap interval."""
+
+    run: str
+    sampler: str
+    data: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    seed_spread: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of `verdicts.json`: a goal, what was measured and what was asked for."""
+
+    goal: str
+    verdict: str
+    value: float | str | None
+    demand: float | str | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the numbers bear the goal."""
+        return self.verdict == "holds"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One `run.json`: how a stage of a run came about. `name` is the folder below the run."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one run: training lines, details per sampler, and the records of its stages."""
+
+    name: str
+    metrics: Sequence[Mapping[str, float | None]]
+    details: Mapping[str, Details]
+    records: Sequence[StageRecord]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is known of an experiment."""
+
+    name: str
+    measurements: Sequence[Measurement]
+    verdicts: Sequence[Verdict]
+    runs: Mapping[str, RunFiles]
+
+
+def load_results(inputs: ReportInputs) -> Results:
+    """Read the experiment folder.
+
+    Raises `ReportError` naming the file when something needed is missing or damaged.
+    """
+    folder = inputs.experiment
+    measurements = [_measurement(row, folder / "summary.json") for row in _rows(folder / "summary.json")]
+    if not measurements:
+        raise ReportError(
+            f"{folder / 'summary.json'} holds no rows, run the evaluation of at least one run first"
+        )
+    runs_folder = folder / "runs"
+    folders = (
+        {path.name: path for path in runs_folder.iterdir() if path.is_dir()} if runs_folder.is_dir() else {}
+    )
+    runs = {row.run: RunFiles(row.run, [], {}, []) for row in measurements}
+    runs |= {name: _run_files(path, inputs) for name, path in folders.items()}
+    runs = dict(sorted(runs.items()))
+    verdicts = [_verdict(row, folder / "verdicts.json") for row in _rows(folder / "verdicts.json")]
+    return Results(folder.name, measurements, verdicts, runs)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    content = read_json(path)
+    if content.get("schema") != SCHEMA:
+        raise ReportError(f"{path} has schema {content.get('schema')!r}, expected {SCHEMA}; write it again")
+    rows = content.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ReportError(f"{path} has no list 'rows' of objects, write it again with the evaluation stage")
+    return rows
+
+
+def _measurement(row: Mapping[str, Any], path: Path) -> Measurement:
+    try:
+        return Measurement(
+            run=str(row["run"]),
+            sampler=str(row["sampler"] or ""),
+            data=str(row["data"] or ""),
+            metric=str(row["metric"]),
+            value=finite(row["value"]),
+            low=finite(row.get("low")),
+            high=finite(row.get("high")),
+            seed_spread=finite(row.get("seed_spread")),
+        )
+    except KeyError as missing:
+        raise ReportError(
+            f"{path}: a row lacks {missing}, write the file again; the row is {dict(row)}"
+        ) from None
+
+
+def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
+    verdict = row.get("verdict")
+    if verdict not in ("holds", "not shown"):
+        raise ReportError(
+            f"{path}: verdict {verdict!r} of {row.get('goal')!r}, expected 'holds' or 'not shown'"
+        )
+    value, demand = (
+        item if isinstance(item, str) else finite(item) for item in (row.get("value"), row.get("demand"))
+    )
+    return Verdict(str(row.get("goal")), verdict, value, demand)
+
+
+def _run_files(folder: Path, inputs: ReportInputs) -> RunFiles:
+    name = folder.name
+    train = artifact(folder / "train", "metrics.jsonl", inputs.train_artifacts.get(name))
+    evaluation = artifact(folder / "evaluation", "details-*.npz", inputs.evaluation_artifacts.get(name))
+    details = {}
+    for path in sorted(evaluation.glob("details-*.npz")) if evaluation else []:
+        details[path.stem.removeprefix("details-")] = read_details(path)
+    metrics = read_lines(train / "metrics.jsonl") if train else []
+    return RunFiles(name, metrics, details, _records(folder, (train, evaluation)))
+
+
+def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
+    """Return the folder below `folder` that holds `pattern`: the chosen one, or the only one.
+
+    None if there is none.
+    """
+    if chosen is not None:
+        if not any((folder / chosen).glob(pattern)):
+            raise ReportError(f"{folder / chosen} holds no {pattern}, run that stage again")
+        return folder / chosen
+    found = sorted({path.parent for path in folder.glob(f"*/{pattern}")})
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ReportError(f"{folder} holds several results ({names}), name the one to show in ReportInputs")
+    return found[0] if found else None
+
+
+def _records(folder: Path, artifacts: Sequence[Path | None]) -> list[StageRecord]:
+    paths = set(folder.glob("*/run.json"))
+    paths |= {path / "run.json" for path in artifacts if path and (path / "run.json").is_file()}
+    return [StageRecord(str(path.parent.relative_to(folder)), read_json(path)) for path in sorted(paths)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReportError(
+            f"{path} cannot be read ({error.strerror}), run the stage that writes it"
+        ) from error
+    except ValueError as error:
+        raise ReportError(f"{path} is not valid JSON ({error}), write it again") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path} holds {type(content).__name__}, expected an object")
+    return content
+
+
+def read_lines(path: Path) -> list[dict[str, float | None]]:
+    """Return the numbers on each line of a JSON-lines file.
+
+    A line that is no object is an error that names it.
+    """
+    lines: list[dict[str, float | None]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise ReportError(
+                f"{path} line {number} is not valid JSON ({error}), train the run again"
+            ) from error
+        if not isinstance(content, dict):
+            raise ReportError(f"{path} line {number} is no object, train the run again")
+        lines.append({key: finite(value) for key, value in content.items()})
+    return lines
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number as float and anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,194 @@
+"""Real images in the report: which ones, as small files, each with the map of where its prediction is wrong.
+
+Best, worst and random images are taken from the gallery that the evaluation chose; the rank printed with
+each counts among all evaluated images. One colour scale serves all maps of a report, so they can be
+compared between runs.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from flowkit.errors import ReportError
+from flowkit.report.data import Pictures
+from flowkit.report.details import Array, Details, TokenLayout
+from flowkit.report.measures import plain
+
+THUMBNAIL_SIDE = 160
+THUMBNAIL_BYTES = 20_000
+PALETTE = "magma"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A file that a page shows: its path below the site, the words for it, and its size in pixels."""
+
+    path: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a gallery with its error map and what was measured on it."""
+
+    index: int
+    picture: Shown | None
+    caption: str
+    error_map: Shown
+    error: str
+    facts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that belong together, such as the worst ones of a run."""
+
+    title: str
+    items: Sequence[Item]
+
+
+class Album:
+    """Makes each thumbnail and error map once and keeps the files until the site is written.
+
+    `limit` is the error that gets the brightest colour; larger ones look the same.
+    """
+
+    def __init__(self, pictures: Pictures | None, indices: Sequence[int], limit: float) -> None:
+        self.files: dict[str, bytes] = {}
+        self.limit = limit
+        self._pictures: dict[int, Shown] = {}
+        self._captions: dict[int, str] = {}
+        wanted = sorted(set(indices))
+        found = pictures(wanted) if pictures and wanted else []
+        if pictures and len(found) != len(wanted):
+            raise ReportError(
+                f"asked for {len(wanted)} pictures and got {len(found)}, check the evaluation tars"
+            )
+        for index, picture in zip(wanted, found, strict=False):
+            data, suffix, (width, height) = encode_thumbnail(picture.image, index)
+            path = f"images/{index:06d}.{suffix}"
+            self.files[path] = data
+            self._pictures[index] = Shown(path, f"Image {index}: {picture.caption}", width, height)
+            self._captions[index] = picture.caption
+
+    def picture(self, index: int) -> tuple[Shown | None, str]:
+        """Return an image and its caption; None and no words when the report was given no pictures."""
+        return self._pictures.get(index), self._captions.get(index, "")
+
+    def item(self, run: str, details: Details, position: int) -> Item:
+        """Return the gallery image at `position` of a run's gallery, with its error map."""
+        index = int(details.gallery_index[position])
+        values = details.error_map[position]
+        layout = TokenLayout.of(values.size)
+        path = f"maps/{run}/{index:06d}.png"
+        self.files[path] = draw_map(layout.split(values)[1], self.limit)
+        shown = Shown(path, map_alt(index, layout, values), layout.columns, layout.rows)
+        picture, caption = self.picture(index)
+        error = plain(float(details.error_image[index]))
+        return Item(index, picture, caption, shown, error, facts(details, index))
+
+
+def groups(album: Album, run: str, details: Details, count: int) -> list[Group]:
+    """Return best, worst and random images of a run, `count` in all, none of them twice."""
+    best, worst, chosen = split(details, count)
+    named = (("Best", best), ("Worst", worst), ("Random", chosen))
+    return [
+        Group(title, [album.item(run, details, at) for at in places]) for title, places in named if places
+    ]
+
+
+def split(details: Details, count: int) -> tuple[list[int], list[int], list[int]]:
+    """Return gallery positions of the best, the worst and of others, a third of `count` each.
+
+    The others are the remaining gallery images in index order: the evaluation chose them at random.
+    """
+    each = max(1, min(count, details.gallery_index.size) // 3)
+    errors = np.nan_to_num(details.error_image[details.gallery_index], nan=np.inf)
+    order = [int(position) for position in np.argsort(errors, kind="stable")]
+    best, worst = order[:each], order[each:][::-1][:each]
+    rest = sorted(set(order) - set(best) - set(worst), key=lambda at: int(details.gallery_index[at]))
+    return best, worst, rest[:each]
+
+
+def common_indices(galleries: Sequence[Details], count: int) -> list[int]:
+    """Return up to `count` images that are in the gallery of several runs, those in most galleries first."""
+    shared = Counter(int(index) for details in galleries for index in details.gallery_index)
+    least = min(2, len(galleries))
+    found = [index for index, times in shared.items() if times >= least]
+    return sorted(found, key=lambda index: (-shared[index], index))[:count]
+
+
+def error_limit(details: Details | None) -> float:
+    """Return the error of the brightest colour: 98 of 100 tokens of this run's gallery lie below it."""
+    finite = details.error_map[np.isfinite(details.error_map)] if details else np.array([])
+    return max(float(np.quantile(finite, 0.98)), 1e-9) if finite.size else 1.0
+
+
+def facts(details: Details, index: int) -> list[str]:
+    """Return the lines printed with an image."""
+    error = float(details.error_image[index])
+    rank = int(np.sum(details.error_image < error)) + 1
+    count = details.error_image.size
+    return [
+        f"cosine {plain(float(details.cos_image[index]))}",
+        f"error {plain(error)}, rank {rank:,} of {count:,}",
+        f"own image at rank {_rank(details.self_rank[index])}, "
+        f"caption at rank {_rank(details.t2i_rank[index])}",
+    ]
+
+
+def map_alt(index: int, layout: TokenLayout, values: Array) -> str:
+    """Return the words for an error map."""
+    if not np.isfinite(values).any():
+        return f"Error map of image {index}: not measured."
+    largest = int(np.nanargmax(values))
+    token = layout.split(values)[0]
+    extra = f", class token {plain(token)}" if token is not None and np.isfinite(token) else ""
+    return (
+        f"Error map of image {index}: mean {plain(float(np.nanmean(values)))}, "
+        f"largest {plain(float(values[largest]))} at {layout.name(largest)}{extra}."
+    )
+
+
+def draw_map(patches: Array, limit: float) -> bytes:
+    """Return patch errors as a PNG with one pixel per patch; what was not measured is transparent."""
+    colours = colormaps[PALETTE](np.clip(np.nan_to_num(patches) / limit, 0, 1), bytes=True)
+    colours[~np.isfinite(patches), 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(colours, "RGBA").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def encode_thumbnail(image: Image.Image, index: int) -> tuple[bytes, str, tuple[int, int]]:
+    """Return an image as a small file of at most 20 KB: PNG where that is enough, else JPEG."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    attempts: list[tuple[str, dict[str, int]]] = [("png", {"optimize": 1})]
+    attempts += [("jpg", {"quality": quality}) for quality in (88, 75, 60, 40)]
+    for suffix, options in attempts:
+        buffer = io.BytesIO()
+        small.save(buffer, {"png": "PNG", "jpg": "JPEG"}[suffix], **options)
+        if buffer.tell() <= THUMBNAIL_BYTES:
+            return buffer.getvalue(), suffix, small.size
+    raise ReportError(
+        f"the thumbnail of image {index} does not fit in {THUMBNAIL_BYTES} bytes, leave the image out"
+    )
+
+
+def palette_steps() -> list[str]:
+    """Return the colours of the error scale from zero to the limit, for the legend."""
+    return [to_hex(colormaps[PALETTE](step / 8)) for step in range(9)]
+
+
+def _rank(value: float) -> str:
+    return f"{int(value):,}" if np.isfinite(value) and value >= 1 else "–"

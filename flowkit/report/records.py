@@ -1,0 +1,138 @@
+"""How the results came about: settings that differ between runs, stages with their cost, package versions.
+
+Works on the `run.json` records alone. A key that a record lacks is shown as unknown; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowkit.report.data import RunFiles, StageRecord, finite
+from flowkit.report.measures import plain
+from flowkit.report.tables import Cell, Header, Line, Table
+
+UNKNOWN = "unknown"
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `section.key` -> text."""
+    found: dict[str, str] = {}
+    for key, value in sorted(values.items()):
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def settings(run: RunFiles) -> dict[str, str]:
+    """Return the settings of a run's training, empty when there is no record of it."""
+    for record in run.records:
+        spec = record.values.get("spec")
+        if record.name.split("/")[0] == "train" and isinstance(spec, Mapping):
+            return leaves(spec)
+    return {}
+
+
+def differences(run: RunFiles, runs: Sequence[RunFiles]) -> Table | None:
+    """Return the settings of a run that differ from what most runs use; None when nothing can be compared.
+
+    A setting that differs between all runs, such as a name, says nothing and is left out.
+    """
+    mine = settings(run)
+    others = [known for other in runs if other.name != run.name and (known := settings(other))]
+    if not mine or not others:
+        return None
+    lines = []
+    for key, value in mine.items():
+        usual, times = Counter(other.get(key, "not set") for other in others).most_common(1)[0]
+        differs_everywhere = times == 1 and len(others) > 1
+        if usual != value and not differs_everywhere:
+            lines.append(Line([Cell(key), Cell(value), Cell(usual)]))
+    caption = "Settings of this run that differ from what most other runs use."
+    return Table(caption, [Header("setting"), Header("this run"), Header("most others")], lines)
+
+
+def stages_table(runs: Sequence[RunFiles], pages: Mapping[str, str]) -> Table:
+    """Return one line per stage of each run: when, where, how long, how much memory."""
+    headers = [
+        Header("run"),
+        Header("stage"),
+        Header("started"),
+        Header("seconds", numeric=True),
+        Header("peak memory, MB", numeric=True),
+        Header("host"),
+        Header("rates"),
+    ]
+    lines = []
+    for run in runs:
+        for record in run.records:
+            known = record.values
+            lines.append(
+                Line(
+                    [
+                        Cell(run.name, page=pages.get(run.name, "")),
+                        Cell(_stage(record)),
+                        _text(known.get("started")),
+                        _number(known.get("seconds"), 1),
+                        _number(known.get("peak_memory_mb"), 0),
+                        _text(known.get("host")),
+                        Cell(_rates(known.get("rates"))),
+                    ]
+                )
+            )
+    return Table(
+        "Stages, with wall time and memory. Sort by a column to find the dear ones.", headers, lines, True
+    )
+
+
+def versions_table(runs: Sequence[RunFiles]) -> Table:
+    """Return the versions of each package over all records.
+
+    More than one in a row means the runs were mixed.
+    """
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for record in run.records:
+            versions = record.values.get("versions")
+            for package, version in versions.items() if isinstance(versions, Mapping) else ():
+                found.setdefault(str(package), set()).add(str(version))
+    lines = [
+        Line(
+            [
+                Cell(package),
+                Cell(", ".join(sorted(versions)), "differs between stages" if len(versions) > 1 else ""),
+            ]
+        )
+        for package, versions in sorted(found.items())
+    ]
+    return Table("Versions that the stages ran with.", [Header("package"), Header("version")], lines)
+
+
+def pretty(record: StageRecord) -> str:
+    """Return a record as indented JSON."""
+    return json.dumps(record.values, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _stage(record: StageRecord) -> str:
+    return str(record.values.get("stage") or record.name)
+
+
+def _text(value: object) -> Cell:
+    return Cell(UNKNOWN, missing=True) if value in (None, "") else Cell(str(value))
+
+
+def _number(value: object, decimals: int) -> Cell:
+    number = finite(value)
+    return Cell(UNKNOWN, missing=True) if number is None else Cell(plain(number, decimals), number=number)
+
+
+def _rates(values: object) -> str:
+    if not isinstance(values, Mapping):
+        return ""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" for key, value in sorted(values.items()) if finite(value)
+    )

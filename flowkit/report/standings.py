@@ -1,0 +1,143 @@
+"""Who stands where: one entry per run and sampler, the best of each kind, the opening sentences.
+
+A run is a closed form (constant, nearest, ridge ...), the ceiling (`true` features), a regression, or a
+flow. The headline is R2 on held-out images; closed forms and the ceiling are never called the best run. Two
+entries whose bootstrap intervals overlap are said to overlap: their order is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flowkit.report.data import Measurement, Results
+from flowkit.report.measures import plain
+
+Kind = Literal["flow", "regression", "closed form", "ceiling"]
+HEADLINE = "r2"
+CLOSED_FORMS = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
+CEILING = "true"
+NO_SAMPLER = "-"
+REFERENCES = ("constant", "ridge", "regression")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """All measurements of one run with one sampler on one data set."""
+
+    run: str
+    sampler: str
+    data: str
+    kind: Kind
+    measurements: Mapping[str, Measurement]
+
+    @property
+    def name(self) -> str:
+        """Run and sampler, as a reader should see them; a closed form has no sampler worth naming."""
+        return (
+            self.run
+            if self.kind in ("closed form", "ceiling") or not self.sampler
+            else f"{self.run} · {self.sampler}"
+        )
+
+    @property
+    def trained(self) -> bool:
+        """Whether a network was trained for it."""
+        return self.kind in ("flow", "regression")
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a metric, None where it was not measured."""
+        found = self.measurements.get(metric)
+        return found.value if found else None
+
+    @property
+    def headline(self) -> float:
+        """R2, with a missing one below all others."""
+        value = self.value(HEADLINE)
+        return float("-inf") if value is None else value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best run against one reference: what is printed and whether the intervals are apart."""
+
+    against: str
+    sentence: str
+    apart: bool
+
+
+def entries(results: Results) -> list[Entry]:
+    """Return one entry per (run, sampler, data set), best R2 first within a data set."""
+    grouped: dict[tuple[str, str, str], dict[str, Measurement]] = {}
+    for row in results.measurements:
+        grouped.setdefault((row.data, row.run, row.sampler), {})[row.metric] = row
+    samplers: dict[str, set[str]] = {}
+    for _, run, sampler in grouped:
+        samplers.setdefault(run, set()).add(sampler)
+    found = [
+        Entry(run, sampler, data, kind_of(run, samplers[run]), values)
+        for (data, run, sampler), values in grouped.items()
+    ]
+    data_order = list(dict.fromkeys(row.data for row in results.measurements))
+    return sorted(
+        found, key=lambda entry: (data_order.index(entry.data), -entry.headline, entry.run, entry.sampler)
+    )
+
+
+def kind_of(run: str, samplers: Iterable[str]) -> Kind:
+    """Return what a run is, from its name and its samplers.
+
+    A closed form has no sampler, a regression only `direct-<steps>`.
+    """
+    if run == CEILING:
+        return "ceiling"
+    samplers = set(samplers)
+    if run in CLOSED_FORMS or samplers <= {"", NO_SAMPLER}:
+        return "closed form"
+    if run == "regression" or all(sampler.startswith("direct") for sampler in samplers):
+        return "regression"
+    return "flow"
+
+
+def best(candidates: Iterable[Entry], *kinds: Kind) -> Entry | None:
+    """Return the entry of the given kinds with the highest R2, None when there is none with a finite one."""
+    ranked = [entry for entry in candidates if entry.kind in kinds and entry.value(HEADLINE) is not None]
+    return max(ranked, key=lambda entry: entry.headline, default=None)
+
+
+def best_per_run(candidates: Sequence[Entry]) -> list[Entry]:
+    """Return each run's best sampler, best run first."""
+    found: dict[str, Entry] = {}
+    for entry in sorted(candidates, key=lambda entry: -entry.headline):
+        found.setdefault(entry.run, entry)
+    return list(found.values())
+
+
+def overlap(one: Entry, other: Entry) -> bool | None:
+    """Whether the R2 intervals of two entries overlap; None when one has no interval."""
+    first, second = one.measurements.get(HEADLINE), other.measurements.get(HEADLINE)
+    if first is None or second is None:
+        return None
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return None
+    return first.low <= second.high and second.low <= first.high
+
+
+def compare(entry: Entry, reference: Entry) -> Comparison | None:
+    """Say how far an entry is above or below a reference in R2; None when one of them was not measured."""
+    ours, theirs = entry.value(HEADLINE), reference.value(HEADLINE)
+    if ours is None or theirs is None:
+        return None
+    overlapping = overlap(entry, reference)
+    words = {True: "intervals overlap: no difference shown", False: "intervals apart", None: "no intervals"}
+    side = "above" if ours >= theirs else "below"
+    sentence = f"{plain(abs(ours - theirs))} {side} ({words[overlapping]})"
+    return Comparison(reference.name, sentence, overlapping is False)
+
+
+def comparisons(entry: Entry, candidates: Sequence[Entry]) -> list[Comparison]:
+    """Compare an entry with constant, ridge and regression, without itself and what is missing."""
+    leading = {other.run: other for other in reversed(best_per_run(candidates))}
+    found = [compare(entry, leading[name]) for name in REFERENCES if name in leading and name != entry.run]
+    return [comparison for comparison in found if comparison]

@@ -1,0 +1,180 @@
+"""Tables as data: what a template prints, a reader sorts, and a CSV file holds.
+
+`Table` is made of cells with a text, a note (the interval) and a number to sort by. `to_csv` writes what a
+table shows in full precision; `Plain` is the simple table that stands under each figure.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowkit.report.data import Measurement
+from flowkit.report.details import Array, Details
+from flowkit.report.measures import in_order, measure, plain
+from flowkit.report.standings import Entry
+
+THRESHOLDS = (0.7, 0.8, 0.9)
+Scalar = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Header:
+    """A column head; `hint` is what the column means, `numeric` right-aligns it and sorts by number."""
+
+    text: str
+    hint: str = ""
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: `number` is what it sorts by, `best` marks the best trained run, `page` is a link."""
+
+    text: str
+    note: str = ""
+    number: float | None = None
+    best: bool = False
+    page: str = ""
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table; the first cell is its head."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption that says how to read it."""
+
+    caption: str
+    headers: Sequence[Header]
+    lines: Sequence[Line]
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Plain columns and rows: the numbers behind one figure."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Scalar]]
+
+    def sample(self, limit: int = 40) -> Plain:
+        """Return evenly spaced rows, first and last included, so that a page stays light."""
+        if len(self.rows) <= limit:
+            return self
+        picked = sorted({round(step * (len(self.rows) - 1) / (limit - 1)) for step in range(limit)})
+        return Plain(self.columns, [self.rows[index] for index in picked])
+
+
+def results_table(
+    entries: Sequence[Entry], metrics: Sequence[str], pages: Mapping[str, str], caption: str
+) -> Table:
+    """Return one line per entry and one column per metric, marking the best trained entry of each column."""
+    headers = [Header("run"), Header("sampler")]
+    headers += [Header(measure(name).label, _hint(name), numeric=True) for name in metrics]
+    leaders = {name: _leader(entries, name) for name in metrics}
+    lines = []
+    for entry in entries:
+        cells = [
+            Cell(entry.run, note=entry.kind, page=pages.get(entry.run, "")),
+            Cell(entry.sampler.strip("-") or "–"),
+        ]
+        cells += [_metric_cell(entry, name, best=entry is leaders[name]) for name in metrics]
+        lines.append(Line(cells, entry.kind))
+    return Table(caption, headers, lines, sortable=True)
+
+
+def metrics_table(columns: Sequence[Entry], caption: str) -> Table:
+    """Return one line per metric and one column per entry: a run's samplers beside the references."""
+    metrics = in_order({name for entry in columns for name in entry.measurements})
+    headers = [Header("metric"), *[Header(entry.name, entry.kind, numeric=True) for entry in columns]]
+    lines = []
+    for name in metrics:
+        head = Cell(measure(name).label, note=_direction(name))
+        lines.append(Line([head, *[_metric_cell(entry, name, best=False) for entry in columns]]))
+    return Table(caption, headers, lines)
+
+
+def thresholds_table(details: Details) -> Table:
+    """Return the share of images above each threshold, beside constant and shuffled pairs."""
+    columns = {
+        "prediction": details.cos_image,
+        "constant": details.cos_constant,
+        "shuffled": details.cos_shuffled,
+    }
+    lines = []
+    for threshold in THRESHOLDS:
+        shares = [_share_above(values, threshold) for values in columns.values()]
+        lines.append(Line([Cell(f"above {threshold}"), *shares]))
+    headers = [Header("token cosine"), *[Header(name, numeric=True) for name in columns]]
+    return Table("Share of images above a mean token cosine. Read it across.", headers, lines)
+
+
+def _share_above(values: Array, threshold: float) -> Cell:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Cell("–", missing=True)
+    share = float(np.mean(finite > threshold) * 100)
+    return Cell(f"{plain(share, 1)} %", number=share)
+
+
+def _metric_cell(entry: Entry, name: str, *, best: bool) -> Cell:
+    row = entry.measurements.get(name)
+    if row is None or row.value is None:
+        return Cell("–", missing=True)
+    return Cell(measure(name).text(row.value), _note(row), row.value, best)
+
+
+def _note(row: Measurement) -> str:
+    shown = measure(row.metric)
+    parts = [shown.interval(row.low, row.high)]
+    if row.seed_spread is not None:
+        parts.append(f"± {shown.text(row.seed_spread)} over seeds")
+    return "; ".join(part for part in parts if part)
+
+
+def _leader(entries: Sequence[Entry], name: str) -> Entry | None:
+    """Return the trained entry with the best value; None for cost columns and metrics without a direction."""
+    leader: Entry | None = None
+    for entry in entries:
+        value = entry.value(name)
+        if not entry.trained or value is None or name in ("nfe", "images_per_s"):
+            continue
+        known = leader.value(name) if leader else None
+        if known is None or measure(name).is_better(value, known):
+            leader = entry
+    return leader if measure(name).better != "neither" else None
+
+
+def _direction(name: str) -> str:
+    better = measure(name).better
+    return "" if better == "neither" else f"{better} is better"
+
+
+def _hint(name: str) -> str:
+    return " ".join(part for part in (measure(name).meaning, _direction(name)) if part)
+
+
+def measurements_csv(rows: Sequence[Measurement]) -> str:
+    """Return the rows of `summary.json` as CSV."""
+    columns = ("run", "sampler", "data", "metric", "value", "low", "high", "seed_spread")
+    return to_csv(Plain(columns, [[getattr(row, name) for name in columns] for row in rows]))
+
+
+def to_csv(table: Plain) -> str:
+    """Return a plain table as CSV text: full precision, an empty field where nothing was measured."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([["" if value is None else value for value in row] for row in table.rows])
+    return buffer.getvalue()

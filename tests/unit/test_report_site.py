@@ -1,0 +1,271 @@
+"""The report as a whole, built from a tiny fabricated experiment: what a reader and a browser would notice.
+
+`experiment` writes the files that the stages write; hostile names and captions stand in on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowkit.errors import ReportError
+from flowkit.report.data import Picture, ReportInputs, load_results
+from flowkit.report.pages import render_site
+from flowkit.report.site import IMAGE_BYTES, PAGE_BYTES, build_site, check_budgets
+
+HOSTILE = '<script>alert("x")</script> & "quotes" \' $\\frac{1}{0}$'
+IMAGES, TOKENS = 40, 17
+RUNS = {("flow", "euler-1"): 0.90, ("flow", "heun-50"): 0.88, ("regression", "direct-1"): 0.94}
+CLOSED = {"constant": 0.0, "ridge": 0.8, "true": 1.0}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def write_details(folder: Path, sampler: str, r2: float) -> None:
+    """Write one details file whose errors have mean 1 - r2."""
+    generator = np.random.default_rng(int(r2 * 1000))
+    error = (1 - r2) * generator.gamma(4, 0.25, IMAGES)
+    gallery = np.arange(0, 18)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / f"details-{sampler}.npz",
+        cos_image=1 - error / 2,
+        cos_token_mean=1 - error / 3,
+        cos_constant=generator.normal(0.5, 0.05, IMAGES),
+        cos_shuffled=generator.normal(0.3, 0.05, IMAGES),
+        r2_position=np.full(TOKENS, r2),
+        norm_ratio_position=np.full(TOKENS, 0.98),
+        error_image=error,
+        error_map=error[gallery][:, None] * generator.gamma(4, 0.25, (gallery.size, TOKENS)),
+        gallery_index=gallery,
+        self_rank=np.ones(IMAGES, np.int64),
+        t2i_rank=np.zeros(IMAGES, np.int64),
+    )
+
+
+def write_summary(folder: Path, values: dict[tuple[str, str], float]) -> None:
+    """Write a summary with R2, Fréchet distance and one metric that was not measured."""
+    rows = []
+    for (run, sampler), r2 in values.items():
+        where = {"run": run, "sampler": sampler, "data": "evaluation", "seed_spread": None}
+        rows.append({**where, "metric": "r2", "value": r2, "low": r2 - 0.01, "high": r2 + 0.01})
+        rows.append({**where, "metric": "fd_img", "value": 1.01 - r2, "low": None, "high": None})
+        rows.append({**where, "metric": "mmd", "value": None, "low": None, "high": None})
+    content = {"schema": 1, "experiment": folder.name, "rows": rows}
+    (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_experiment(tmp_path: Path) -> ReportInputs:
+    """Write a small experiment with two trained runs, three closed forms and a hostile run name."""
+    folder = tmp_path / "small"
+    for (run, sampler), r2 in RUNS.items():
+        write_details(folder / "runs" / run / "evaluation" / "abc", sampler, r2)
+        train = folder / "runs" / run / "train"
+        (train / "abc").mkdir(parents=True, exist_ok=True)
+        lines = [
+            {"step": step, "loss": 1 / step, "grad_norm": 1.0, "learning_rate": 1e-3} for step in (1, 2, 3)
+        ]
+        lines[2] |= {"validation_r2": r2, "validation_tok_cos": 0.9}
+        (train / "abc" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        record = {
+            "stage": "train",
+            "spec": {"train": {"note": HOSTILE, "seed": 0}},
+            "versions": {"torch": "2.15"},
+        }
+        (train / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    values = RUNS | {(run, "-"): r2 for run, r2 in CLOSED.items()} | {(HOSTILE, "euler-1"): 0.5}
+    write_summary(folder, values)
+    verdicts = [
+        {"goal": "flow reaches R2", "verdict": "holds", "value": 0.9, "demand": 0.85},
+        {"goal": HOSTILE, "verdict": "not shown", "value": None, "demand": 0.5},
+    ]
+    (folder / "verdicts.json").write_text(json.dumps({"schema": 1, "rows": verdicts}), encoding="utf-8")
+    return ReportInputs(folder, HOSTILE, True, "demo-eva", "demo-vit", pictures, gallery_images=9)
+
+
+def pictures(indices: Sequence[int]) -> list[Picture]:
+    return [
+        Picture(Image.new("RGB", (32, 32), (index * 5 % 256, 90, 160)), f"{HOSTILE} {index}")
+        for index in indices
+    ]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> ReportInputs:
+    return write_experiment(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished report that no test changes."""
+    folder = tmp_path_factory.mktemp("site")
+    build_site(write_experiment(folder), folder / "report")
+    return folder / "report"
+
+
+def page_paths(site: Path) -> list[Path]:
+    return sorted(site.rglob("*.html"))
+
+
+def test_same_inputs_give_the_same_bytes(inputs: ReportInputs, tmp_path: Path) -> None:
+    first = build_site(inputs, tmp_path / "one")
+    second = build_site(inputs, tmp_path / "two")
+    assert [path.relative_to(tmp_path / "one") for path in first] == [
+        path.relative_to(tmp_path / "two") for path in second
+    ]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+def test_pages_have_one_headline_in_order_and_words_for_each_image(site: Path) -> None:
+    for path in page_paths(site):
+        page = Page(path)
+        levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+        assert levels.count(1) == 1, path.name
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels)), path.name
+        assert all(image["alt"] for image in page.all("img")), path.name
+        assert all("scope" in head for head in page.all("th")), path.name
+
+
+def test_pages_need_no_network_and_every_link_leads_somewhere(site: Path) -> None:
+    for path in page_paths(site):
+        page = Page(path)
+        links = [
+            value for tag in page.tags for name, value in tag[1].items() if name in ("src", "href") and value
+        ]
+        for link in links:
+            assert not re.match(r"[a-z]+://|//", link), f"{path.name}: {link}"
+            if not link.startswith(("#", "data:,")):
+                assert (path.parent / link).is_file(), f"{path.name}: {link}"
+    for path in [*site.rglob("*.svg"), site / "style.css", site / "site.js"]:
+        text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", path.read_text(encoding="utf-8"))
+        assert "http" not in text, path.name
+
+
+def test_ids_are_not_used_twice(site: Path) -> None:
+    for path in page_paths(site):
+        ids = [attributes["id"] for _, attributes in Page(path).tags if "id" in attributes]
+        assert len(ids) == len(set(ids)), path.name
+
+
+def test_hostile_words_stay_words(site: Path) -> None:
+    for path in page_paths(site):
+        page = Page(path)
+        assert [script.get("src") for script in page.all("script")] in (["site.js"], ["../site.js"]), (
+            path.name
+        )
+    assert any(HOSTILE in (image["alt"] or "") for image in Page(site / "gallery.html").all("img"))
+    for path in site.rglob("*.svg"):
+        assert "<script" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_first_page_says_which_run_is_best_and_what_holds(site: Path) -> None:
+    text = " ".join(re.sub(r"<[^>]+>", " ", Page(site / "index.html").text).split())
+    assert "Best run regression · direct-1 R² 0.940" in text
+    assert "Goals: 1 of 2 hold" in text
+    assert "✓ holds" in text
+    assert "– not shown" in text
+    assert "measured not measured, asked for 0.5" in text
+    assert "against ridge R² 0.140 above (intervals apart)" in text
+    assert "against regression · direct-1 R² 0.040 below (intervals apart)" in text
+    assert text.index("true ceiling") < text.index("regression regression direct-1")
+
+
+def test_banner_is_on_demo_pages_only(inputs: ReportInputs, tmp_path: Path, site: Path) -> None:
+    build_site(inputs, tmp_path / "demo")
+    build_site(replace(inputs, demo=False), tmp_path / "real")
+    assert all(
+        "synthetic shapes" in path.read_text(encoding="utf-8") for path in page_paths(tmp_path / "demo")
+    )
+    assert not any(
+        "synthetic shapes" in path.read_text(encoding="utf-8") for path in page_paths(tmp_path / "real")
+    )
+
+
+def test_figures_have_data_beside_them(site: Path) -> None:
+    figures = list(site.rglob("*.svg"))
+    assert {"fidelity", "loss", "validation", "gradient", "cosines", "positions"} <= {
+        path.stem for path in figures
+    }
+    for path in figures:
+        header, *rows = path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
+        assert rows, path
+        assert all(len(header.split(",")) <= row.count(",") + 1 for row in rows)
+
+
+def test_report_without_pictures_details_or_training_is_still_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    write_summary(folder, {("constant", "-"): 0.0})
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    build_site(ReportInputs(folder, "bare", False, "a", "b"), tmp_path / "report")
+    assert "No trained run was measured" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_old_report_stays_until_a_new_one_replaces_all_of_it(inputs: ReportInputs, tmp_path: Path) -> None:
+    report, summary = tmp_path / "report", inputs.experiment / "summary.json"
+    build_site(inputs, report)
+    before, rows = (report / "index.html").read_bytes(), summary.read_text(encoding="utf-8")
+    (report / "runs" / "gone.html").write_text("old", encoding="utf-8")
+    summary.write_text("{}", encoding="utf-8")
+    with pytest.raises(ReportError, match="schema None, expected 1"):
+        build_site(inputs, report)
+    assert (report / "index.html").read_bytes() == before
+    summary.write_text(rows, encoding="utf-8")
+    build_site(inputs, report)
+    assert not (report / "runs" / "gone.html").exists()
+
+
+def test_foreign_folder_is_not_overwritten(inputs: ReportInputs, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("precious", encoding="utf-8")
+    with pytest.raises(ReportError, match="is no report"):
+        build_site(inputs, tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.txt").is_file()
+
+
+def test_budgets_name_the_largest_files() -> None:
+    check_budgets({"index.html": b"x" * PAGE_BYTES, "images/1.png": b"x" * IMAGE_BYTES})
+    with pytest.raises(ReportError, match=r"pages over 1,500,000 bytes: runs/a.html \(1,500,001\)"):
+        check_budgets({"index.html": b"", "runs/a.html": b"x" * (PAGE_BYTES + 1)})
+    with pytest.raises(ReportError, match=r"thumbnails over 20,000 bytes: images/1.png"):
+        check_budgets({"images/1.png": b"x" * (IMAGE_BYTES + 1)})
+    with pytest.raises(ReportError, match="shows 201 images"):
+        check_budgets({"gallery.html": b'<img src="images/1.png">' * 201})
+
+
+def test_images_are_asked_for_once_and_all_must_come(inputs: ReportInputs, tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+
+    def counting(indices: Sequence[int]) -> list[Picture]:
+        asked.append(list(indices))
+        return pictures(indices)
+
+    render_site(replace(inputs, pictures=counting), load_results(inputs))
+    assert asked == [list(range(18))]
+    with pytest.raises(ReportError, match="asked for 18 pictures and got 17"):
+        build_site(replace(inputs, pictures=lambda indices: pictures(indices)[1:]), tmp_path / "report")
