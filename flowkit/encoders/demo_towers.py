@@ -15,7 +15,7 @@ import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models.eva import Eva
 from torch import nn
 
@@ -126,7 +126,8 @@ def load_demo_tower(name: str, weights: Path | None, *, precision: str, device: 
 def save_demo_tower(state: dict[str, torch.Tensor], file: Path) -> None:
     """Write a state dict as fp16 safetensors under a temporary name and rename it."""
     partial = file.with_name(f".{file.name}.partial")
-    save_file({key: value.detach().cpu().half().contiguous() for key, value in state.items()}, partial)
+    halves = {key: value.detach().cpu().half().contiguous() for key, value in state.items()}
+    partial.write_bytes(save(halves))  # not save_file, which makes files that only their owner can read
     partial.replace(file)
 
 

@@ -147,6 +147,8 @@ def test_saving_is_byte_stable(tmp_path: Path) -> None:
         save_demo_tower(state, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "one.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_unknown_tower_lists_the_known() -> None:
