@@ -143,6 +143,19 @@ def test_ridge_ot_restores_the_spread_that_ridge_loses_on_fresh_images():
     assert flat["ridge_ot"].mean(axis=0) == pytest.approx(true.mean(axis=0), abs=0.3)
 
 
+def test_ridge_ot_is_fitted_on_left_out_predictions():
+    """20 images, 12 source values: fitted on ridge's training predictions the spread on fresh ones is .85."""
+    fresh_source, fresh_target = pairs(2000, noise=2.0, seed=50)
+    ratios = []
+    for seed in range(6):
+        predicted = fit_baselines(*pairs(20, noise=2.0, seed=seed), ["ridge_ot"])["ridge_ot"].predict(
+            fresh_source
+        )
+        spread = [np.trace(np.cov(tokens.reshape(-1, 5).T)) for tokens in (predicted, fresh_target)]
+        ratios.append(spread[0] / spread[1])
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.08)
+
+
 def test_all_baselines_share_one_interface():
     source, target = pairs()
     fitted = fit_baselines(source.astype(np.float16), target.astype(np.float16))

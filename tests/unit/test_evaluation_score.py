@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -188,3 +189,23 @@ def test_random_part_of_the_gallery_is_shared_by_runs():
         for seed in (1, 2)
     )
     assert len(first & second) >= 6
+
+
+def test_demo_size_is_scored_in_seconds():
+    """1,024 images of 17 x 96 tokens, all metrics, 1,000 draws: at most 4 CPU-seconds on one thread."""
+    generator = np.random.default_rng(0)
+    target, noise, disjoint = generator.normal(size=(3, 1024, 17, 96)).astype(np.float32)
+    embeddings = generator.normal(size=(1024, 64))
+    started = time.process_time()
+    rows = score(
+        target + noise,
+        target,
+        np.zeros((17, 96)),
+        predicted_pooled_NP=embeddings,
+        target_pooled_NP=embeddings,
+        captions=Captions(embeddings, [str(n) for n in range(1024)], np.arange(1024)),
+        classes=Classes(embeddings[:32], class_table([[n % 32] for n in range(1024)], 32)),
+        disjoint_target_NTD=disjoint,
+    )
+    assert time.process_time() - started < 4
+    assert all(row["value"] is not None for row in rows)
