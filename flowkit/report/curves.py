@@ -38,7 +38,8 @@ def loss_curve(run: str, lines: Lines) -> Plot | None:
         axes = canvas.axes[0]
         for number, (key, points) in enumerate(series.items()):
             _line(axes, points, number, key.removeprefix("loss_").replace("_", " "), faint=number > 0)
-        if all(value > 0 for points in series.values() for _, value in points):
+        values = [value for points in series.values() for _, value in points]
+        if min(values) > 0 and max(values) > 3 * min(values):
             log_scale(axes)
         axes.set_xlabel("step")
         if len(series) > 1:
@@ -71,8 +72,8 @@ def validation_curve(run: str, lines: Lines) -> Plot | None:
         values = [value for points in series.values() for _, value in points]
         axes.set_ylim(max(-0.5, min(0.0, *values)), 1.02)
         axes.set_xlabel("step")
-        axes.legend(loc="lower right")
-        canvas.margins(48, 12, 12, 44)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.3)
+        canvas.margins(48, 12, 30, 44)
         svg = canvas.svg()
     ends = [
         f"{names[key]} {short(points[-1][1])} at step {points[-1][0]:.0f}" for key, points in series.items()

@@ -126,9 +126,11 @@ def load_results(inputs: ReportInputs) -> Results:
     folders = (
         {path.name: path for path in runs_folder.iterdir() if path.is_dir()} if runs_folder.is_dir() else {}
     )
-    runs = {row.run: RunFiles(row.run, [], {}, []) for row in measurements}
-    runs |= {name: _run_files(path, inputs) for name, path in folders.items()}
-    runs = dict(sorted(runs.items()))
+    names = {row.run for row in measurements} | {*inputs.train_artifacts, *inputs.evaluation_artifacts}
+    runs = {
+        name: _run_files(folders[name], inputs) if name in folders else RunFiles(name, [], {}, [])
+        for name in sorted(names)
+    }
     verdicts = [_verdict(row, folder / "verdicts.json") for row in _rows(folder / "verdicts.json")]
     return Results(folder.name, measurements, verdicts, runs)
 
@@ -201,7 +203,8 @@ def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
 
 
 def _records(folder: Path, artifacts: Sequence[Path | None]) -> list[StageRecord]:
-    paths = set(folder.glob("*/run.json"))
+    """Return the records of a run's stages, of `samples/<data set>` too, and of the artifacts that are shown."""
+    paths = {*folder.glob("*/run.json"), *folder.glob("samples/*/run.json")}
     paths |= {path / "run.json" for path in artifacts if path and (path / "run.json").is_file()}
     return [StageRecord(str(path.parent.relative_to(folder)), read_json(path)) for path in sorted(paths)]
 

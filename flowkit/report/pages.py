@@ -23,7 +23,7 @@ from flowkit.report.gallery import Item, common_indices, groups, palette_steps
 from flowkit.report.measures import KEY_METRICS, in_order, plain, short
 from flowkit.report.records import differences, pretty, settings, stages_table, versions_table
 from flowkit.report.scene import Scene, slug
-from flowkit.report.standings import Entry, best_per_run, comparisons
+from flowkit.report.standings import Entry, best, best_per_run, comparisons, label
 from flowkit.report.tables import (
     Table,
     measurements_csv,
@@ -86,6 +86,7 @@ def _index_page(scene: Scene, render: _Render) -> Files:
         "index.html.j2",
         champion=champion,
         best_flow=flow,
+        baseline=best(scene.leading, "closed form"),
         tied=scene.tied_with(champion),
         comparisons=comparisons(champion, scene.leading) if champion else [],
         flow_comparisons=comparisons(flow, scene.leading) if flow else [],
@@ -131,12 +132,12 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
     files, curves = _figures(folder, training_curves(run.name, run.metrics))
     samplers = []
     for sampler, details in run.details.items():
-        name = f"{run.name} · {sampler}"
+        name = label(run.name, sampler)
         made, figures = _figures(
             f"{folder}/{slug(sampler)}", [cosine_histogram(name, details), position_maps(name, details)]
         )
         files |= made
-        samplers.append({"name": sampler, "figures": figures, "thresholds": thresholds_table(details)})
+        samplers.append({"title": name, "figures": figures, "thresholds": thresholds_table(details)})
     best_details = scene.details(champion) if champion else None
     page = render(
         "run.html.j2",

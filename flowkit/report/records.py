@@ -33,7 +33,8 @@ def settings(run: RunFiles) -> dict[str, str]:
     for record in run.records:
         spec = record.values.get("spec")
         if record.name.split("/")[0] == "train" and isinstance(spec, Mapping):
-            return leaves(spec)
+            values = spec.get("values")
+            return leaves(values if isinstance(values, Mapping) else spec)
     return {}
 
 
@@ -79,7 +80,7 @@ def stages_table(runs: Sequence[RunFiles], pages: Mapping[str, str]) -> Table:
                         _text(known.get("started")),
                         _number(known.get("seconds"), 1),
                         _number(known.get("peak_memory_mb"), 0),
-                        _text(known.get("host")),
+                        _text(_host(known.get("host"))),
                         Cell(_rates(known.get("rates"))),
                     ]
                 )
@@ -119,6 +120,10 @@ def pretty(record: StageRecord) -> str:
 
 def _stage(record: StageRecord) -> str:
     return str(record.values.get("stage") or record.name)
+
+
+def _host(value: object) -> object:
+    return value.get("name") if isinstance(value, Mapping) else value
 
 
 def _text(value: object) -> Cell:

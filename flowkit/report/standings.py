@@ -18,7 +18,7 @@ Kind = Literal["flow", "regression", "closed form", "ceiling"]
 HEADLINE = "r2"
 CLOSED_FORMS = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
 CEILING = "true"
-NO_SAMPLER = "-"
+NO_SAMPLERS = frozenset({"", "-", "closed-form"})
 REFERENCES = ("constant", "ridge", "regression")
 
 
@@ -34,12 +34,13 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Run and sampler, as a reader should see them; a closed form has no sampler worth naming."""
-        return (
-            self.run
-            if self.kind in ("closed form", "ceiling") or not self.sampler
-            else f"{self.run} · {self.sampler}"
-        )
+        """Run and sampler, as a reader should see them."""
+        return label(self.run, self.sampler)
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler, or a dash for a closed form."""
+        return "–" if self.sampler in NO_SAMPLERS else self.sampler
 
     @property
     def trained(self) -> bool:
@@ -65,6 +66,11 @@ class Comparison:
     against: str
     sentence: str
     apart: bool
+
+
+def label(run: str, sampler: str) -> str:
+    """Return what to call a run with a sampler; a closed form has no sampler worth naming."""
+    return run if sampler in NO_SAMPLERS else f"{run} · {sampler}"
 
 
 def entries(results: Results) -> list[Entry]:
@@ -93,7 +99,7 @@ def kind_of(run: str, samplers: Iterable[str]) -> Kind:
     if run == CEILING:
         return "ceiling"
     samplers = set(samplers)
-    if run in CLOSED_FORMS or samplers <= {"", NO_SAMPLER}:
+    if run in CLOSED_FORMS or samplers <= NO_SAMPLERS:
         return "closed form"
     if run == "regression" or all(sampler.startswith("direct") for sampler in samplers):
         return "regression"

@@ -87,7 +87,7 @@ def results_table(
     for entry in entries:
         cells = [
             Cell(entry.run, note=entry.kind, page=pages.get(entry.run, "")),
-            Cell(entry.sampler.strip("-") or "–"),
+            Cell(entry.sampler_name),
         ]
         cells += [_metric_cell(entry, name, best=entry is leaders[name]) for name in metrics]
         lines.append(Line(cells, entry.kind))

@@ -13,12 +13,13 @@ from PIL import Image
 
 from flowkit.errors import ReportError
 from flowkit.report.curves import training_curves
-from flowkit.report.data import Measurement, Results, artifact, finite, read_lines
+from flowkit.report.data import Measurement, Results, RunFiles, StageRecord, artifact, finite, read_lines
 from flowkit.report.details import Details, TokenLayout, read_details
 from flowkit.report.drawing import Canvas
 from flowkit.report.figures import position_maps
 from flowkit.report.gallery import THUMBNAIL_BYTES, common_indices, draw_map, encode_thumbnail, map_alt, split
 from flowkit.report.measures import measure, plain, short
+from flowkit.report.records import differences, stages_table, versions_table
 from flowkit.report.scene import slug
 from flowkit.report.standings import best, comparisons, entries, kind_of
 from flowkit.report.tables import Plain, results_table, thresholds_table, to_csv
@@ -91,6 +92,7 @@ def test_comparisons_say_side_distance_and_overlap() -> None:
         ("true", {"-"}, "ceiling"),
         ("ridge", {"-"}, "closed form"),
         ("procrustes_scaled", {"-"}, "closed form"),
+        ("anything", {"closed-form"}, "closed form"),
         ("flow", {"euler-1", "heun-50"}, "flow"),
         ("regression_wide", {"direct-1"}, "regression"),
     ],
@@ -287,3 +289,32 @@ def test_long_tables_are_thinned_with_both_ends() -> None:
     thin = Plain(("step",), [(step,) for step in range(1000)]).sample(10)
     assert len(thin.rows) == 10
     assert (thin.rows[0], thin.rows[-1]) == ((0,), (999,))
+
+
+def record(run: str, folder: str, /, **values: object) -> RunFiles:
+    return RunFiles(run, [], {}, [StageRecord(folder, values)])
+
+
+def test_differences_name_what_most_others_do_not_use() -> None:
+    specs = {"a": ("muon", 1), "b": ("muon", 2), "c": ("adamw", 3)}
+    runs = [
+        record(run, "train", spec={"values": {"train": {"optimizer": optimizer, "seed": seed}}})
+        for run, (optimizer, seed) in specs.items()
+    ]
+    table = differences(runs[2], runs)
+    assert table is not None
+    assert [[cell.text for cell in line.cells] for line in table.lines] == [
+        ["train.optimizer", "adamw", "muon"]
+    ]
+    assert differences(runs[0], runs[:1]) is None
+
+
+def test_stage_records_show_host_and_mixed_versions() -> None:
+    runs = [
+        record("a", "train", stage="train", host={"name": "node7", "cpus": 2}, versions={"torch": "2.15"}),
+        record("b", "samples/test", stage="sample", seconds=2.0, versions={"torch": "2.14"}),
+    ]
+    first, second = stages_table(runs, {}).lines
+    assert [cell.text for cell in first.cells][:6] == ["a", "train", "unknown", "unknown", "unknown", "node7"]
+    assert second.cells[3].number == 2.0
+    assert versions_table(runs).lines[0].cells[1].text == "2.14, 2.15"

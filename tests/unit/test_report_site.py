@@ -185,13 +185,14 @@ def test_hostile_words_stay_words(site: Path) -> None:
 
 def test_first_page_says_which_run_is_best_and_what_holds(site: Path) -> None:
     text = " ".join(re.sub(r"<[^>]+>", " ", Page(site / "index.html").text).split())
-    assert "Best run regression · direct-1 R² 0.940" in text
+    assert "Best trained run regression · direct-1 R² 0.940" in text
     assert "Goals: 1 of 2 hold" in text
     assert "✓ holds" in text
     assert "– not shown" in text
     assert "measured not measured, asked for 0.5" in text
     assert "against ridge R² 0.140 above (intervals apart)" in text
     assert "against regression · direct-1 R² 0.040 below (intervals apart)" in text
+    assert "is ahead of every trained run" not in text
     assert text.index("true ceiling") < text.index("regression regression direct-1")
 
 
@@ -269,3 +270,24 @@ def test_images_are_asked_for_once_and_all_must_come(inputs: ReportInputs, tmp_p
     assert asked == [list(range(18))]
     with pytest.raises(ReportError, match="asked for 18 pictures and got 17"):
         build_site(replace(inputs, pictures=lambda indices: pictures(indices)[1:]), tmp_path / "report")
+
+
+def test_a_baseline_ahead_of_every_network_is_said_first(tmp_path: Path) -> None:
+    folder = tmp_path / "sober"
+    folder.mkdir()
+    write_summary(folder, {("flow", "euler-1"): 0.5, ("ridge", "closed-form"): 0.7})
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    build_site(ReportInputs(folder, "sober", False, "a", "b"), tmp_path / "report")
+    assert (
+        "The baseline ridge is ahead of every trained run" in (tmp_path / "report" / "index.html").read_text()
+    )
+
+
+def test_folders_of_runs_that_left_the_experiment_are_ignored(tmp_path: Path) -> None:
+    folder = tmp_path / "moved_on"
+    for artifact in ("old", "older"):
+        write_details(folder / "runs" / "abandoned" / "evaluation" / artifact, "euler-1", 0.5)
+    write_summary(folder, {("flow", "euler-1"): 0.5})
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    files = build_site(ReportInputs(folder, "moved on", False, "a", "b"), tmp_path / "report")
+    assert [path.name for path in files if path.parent.name == "runs"] == ["flow.html"]
