@@ -18,10 +18,12 @@ import open_clip
 import PIL
 import torch
 from open_clip import CLIP, CustomTextCLIP
+from open_clip.pretrained import download_pretrained
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import VisionTransformer
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 from flowkit.encoders.contract import TOKEN_LAYER
@@ -29,6 +31,7 @@ from flowkit.errors import EncoderError
 
 FAMILY = "open_clip"
 TEXT_BATCH = 512
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -144,32 +147,13 @@ def load_open_clip(name: str, weights: Path | None, *, precision: str, device: s
     defaults hold. Nothing is downloaded here. Raises `EncoderError` for an unknown model or tag, a missing
     file, or a tag that was trained with another GELU than the model's.
     """
-    model_name, _, tag = name.removeprefix(f"{FAMILY}:").partition("/")
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        near = get_close_matches(model_name, open_clip.list_models(), n=3, cutoff=0.5)
-        raise EncoderError(
-            f"open_clip has no model {model_name!r} (encoder {name!r}); near: {', '.join(near)}"
-        )
-    tag_settings = open_clip.get_pretrained_cfg(model_name, tag) or {}
-    if not tag_settings and not Path(tag).is_file():
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
-        raise EncoderError(
-            f"{tag!r} is neither a tag of {model_name} ({known}) nor a file (encoder {name!r})"
-        )
-    activation = {True: "QuickGELU", False: "GELU"}
-    model_gelu, tag_gelu = (bool(one.get("quick_gelu")) for one in (config, tag_settings or config))
-    if model_gelu != tag_gelu:
-        raise EncoderError(
-            f"encoder {name!r}: the weights were trained with {activation[tag_gelu]}, the model has "
-            f"{activation[model_gelu]}; name the twin model (QuickGELU models end in -quickgelu)"
-        )
+    model_name, tag, tag_settings = _parsed(name)
     file = weights or Path(tag)
     if not file.is_file():
         raise EncoderError(f"weights file {file} of encoder {name!r} does not exist; fetch it first")
     try:
         model = open_clip.create_model(model_name, pretrained=str(file), precision="fp32", device="cpu")
-    except (RuntimeError, ValueError, OSError) as fault:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as fault:
         raise EncoderError(f"{file} does not fit encoder {name!r}: {str(fault).splitlines()[0]}") from fault
     base = PreprocessCfg(size=model.visual.image_size)
     return OpenClipEncoder(
@@ -180,6 +164,49 @@ def load_open_clip(name: str, weights: Path | None, *, precision: str, device: s
         precision=precision,
         device=device,
     )
+
+
+def find_weights(name: str) -> Path:
+    """Return the weights file of `open_clip:<model>/<tag or file>`; a tag is fetched if its cache lacks it.
+
+    Raises `EncoderError` for an unknown model or tag, and if the file is neither there nor to be had.
+    """
+    model_name, tag, tag_settings = _parsed(name)
+    if not tag_settings:
+        return Path(tag)
+    try:
+        return Path(download_pretrained(tag_settings))
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise EncoderError(
+            f"weights {tag} of {model_name} cannot be fetched ({str(fault).splitlines()[0]}); "
+            f"fetch them where there is internet, then name the file: open_clip:{model_name}/FILE"
+        ) from fault
+
+
+def _parsed(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Return model, tag or file, and the tag's settings (empty for a file) after checking that they match."""
+    model_name, _, tag = name.removeprefix(f"{FAMILY}:").partition("/")
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        near = get_close_matches(model_name, open_clip.list_models(), n=3, cutoff=0.5)
+        raise EncoderError(
+            f"open_clip has no model {model_name!r} (encoder {name!r}); near: {', '.join(near)}"
+        )
+    tag_settings = open_clip.get_pretrained_cfg(model_name, tag) or {}
+    if not tag_settings and Path(tag).suffix not in WEIGHTS_SUFFIXES:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
+        raise EncoderError(
+            f"{tag!r} is neither a tag of {model_name} ({known}) nor a file "
+            f"({', '.join(WEIGHTS_SUFFIXES)}) (encoder {name!r})"
+        )
+    activation = {True: "QuickGELU", False: "GELU"}
+    model_gelu, tag_gelu = (bool(one.get("quick_gelu")) for one in (config, tag_settings or config))
+    if model_gelu != tag_gelu:
+        raise EncoderError(
+            f"encoder {name!r}: the weights were trained with {activation[tag_gelu]}, the model has "
+            f"{activation[model_gelu]}; name the twin model (QuickGELU models end in -quickgelu)"
+        )
+    return model_name, tag, tag_settings
 
 
 def _anatomy(name: str, visual: Any) -> _Anatomy:

@@ -12,7 +12,8 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import save_file
 
-from flowkit.encoders.open_clip_tower import OpenClipEncoder
+from flowkit.encoders import open_clip_tower
+from flowkit.encoders.open_clip_tower import OpenClipEncoder, find_weights
 from flowkit.encoders.registry import FAMILY_MODULES, encoder_family, load_encoder
 from flowkit.errors import EncoderError
 
@@ -73,11 +74,31 @@ def test_missing_weights_are_named() -> None:
         load_encoder("open_clip:ViT-L-14-quickgelu/openai", Path("nowhere.pt"))
 
 
+def test_weights_are_found_by_file_or_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_weights("open_clip:ViT-B-32/folder/mine.pt") == Path("folder/mine.pt")
+    fetched: list[dict[str, object]] = []
+
+    def fetch(settings: dict[str, object]) -> str:
+        fetched.append(settings)
+        if len(fetched) > 1:
+            raise FileNotFoundError("no route to host\nmore")
+        return "cache/weights.safetensors"
+
+    monkeypatch.setattr(open_clip_tower, "download_pretrained", fetch)
+    assert find_weights("open_clip:ViT-L-14-quickgelu/openai") == Path("cache/weights.safetensors")
+    assert fetched == [open_clip.get_pretrained_cfg("ViT-L-14-quickgelu", "openai")]
+    with pytest.raises(EncoderError, match=r"\(no route to host\); .*open_clip:ViT-L-14-quickgelu/FILE"):
+        find_weights("open_clip:ViT-L-14-quickgelu/openai")
+
+
 def test_foreign_weights_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "flowkit-small.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(tmp_path)
     weights = tmp_path / "other.safetensors"
     save_file(_model(width=32).state_dict(), weights)
+    torch.save({}, tmp_path / "pickle.safetensors")
+    with pytest.raises(EncoderError, match=r"pickle\.safetensors does not fit encoder"):
+        load_encoder(f"open_clip:flowkit-small/{weights}", tmp_path / "pickle.safetensors")
     with pytest.raises(
         EncoderError, match=r"other\.safetensors does not fit encoder 'open_clip:flowkit-small"
     ):
