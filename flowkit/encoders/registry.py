@@ -1,7 +1,7 @@
 """Encoder names and the module of each family.
 
 `load_encoder` imports only the family it needs, so an edit in one family never touches the others;
-`FAMILY_MODULES` tells the code fingerprint which module that is.
+`FAMILY_MODULES` tells the code fingerprint which module that is. Importing this file imports no torch.
 """
 
 from __future__ import annotations
