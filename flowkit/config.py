@@ -1,10 +1,10 @@
 """The configuration of an experiment: every setting, its range, its default and what it means.
 
 One frozen pydantic model per section; unknown keys are errors that name the nearest key. The default YAML, the JSON
-schema and the reference in `workflow/config/` are generated from these models (`flowkit.config_files`). A run is a set of overrides of
-the sections `model`, `objective`, `train` and `sampling`. Machine settings (partition, memory, account, paths) live in
-profiles, never here. This module must import without torch in a fraction of a second: the Snakefile is parsed in
-every cluster job.
+schema and the reference in `workflow/config/` are generated from these models (`flowkit.config_files`). A run is a set
+of overrides of the sections `model`, `objective`, `train` and `sampling`. Machine settings (partition, memory, account,
+paths) live in profiles, never here. This module must import without torch in a fraction of a second: the Snakefile is
+parsed in every cluster job.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def _reference() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Generated from `flowkit/config.py` by `python -m flowkit config-files`. An unknown key is an error that names the nearest one.",
+        "Generated from `flowkit/config.py` by `python -m flowkit config-files`.",
+        "An unknown key is an error that names the nearest one.",
         "`demo.yaml` is the demo, `default.yaml` holds every setting, `schema.json` is for editors.",
         "`flowkit check FILE` validates a file without touching data.",
         "",

@@ -1,8 +1,8 @@
 """Runs Snakemake as one driver that nobody outlives.
 
 Snakemake leaves its directory locked when it is killed, and its own unlocking does not ask whether another driver is
-alive. Here the Snakemake process of a working directory holds a kernel lock while it works (`hold_driver_lock`, called by the
-Snakefile), which vanishes with the process: unlocking is safe exactly when that lock is free.
+alive. Here the Snakemake process of a working directory holds a kernel lock while it works (`hold_driver_lock`, called
+by the Snakefile), which vanishes with the process: unlocking is safe exactly when that lock is free.
 """
 
 from __future__ import annotations

@@ -22,6 +22,12 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
 SCORES = "scores.json"
+LOCATION = "location.json"
+WEIGHTS = "weights.safetensors"
+PAIRS = "pairs.parquet"
+HEAD = "head.safetensors"
+TEXT_EMBEDDINGS = "texts.safetensors"
+TEXTS = "texts.json"
 
 
 @dataclass(frozen=True)

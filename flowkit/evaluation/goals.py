@@ -1,7 +1,7 @@
 """Which goals an experiment is judged by: the demands of its configuration, and the claims a flow run must bear.
 
-A goal about a run that the experiment does not have is left out. A run is judged by euler-1, one evaluation, where it has
-it; the earlier recipe is judged by whichever of its samplers does best.
+A goal about a run that the experiment does not have is left out. The flow is judged by euler-1, one evaluation; the
+earlier recipe is judged by whichever of its samplers does best.
 """
 
 from __future__ import annotations

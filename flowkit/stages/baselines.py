@@ -1,7 +1,7 @@
 """Stage `baselines`: closed-form translators, fitted on the training pairs and applied to the evaluation set.
 
-Each baseline is a run of its own with the sampler name `closed-form`; `true` is the true tokens themselves, the ceiling of
-every figure.
+Each baseline is a run of its own with the sampler name `closed-form`; `true` is the true tokens themselves, the
+ceiling of every figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.baselines import Baseline, fit_baselines
-from flowkit.features.loader import PairedTokens
+from flowkit.features.loader import Layout, PairedTokens
 from flowkit.features.samples import write_tokens
 from flowkit.progress import logger
 from flowkit.stages.paired import open_pairs
@@ -54,7 +54,7 @@ def run(spec: Spec) -> None:
             logger.info("baseline=%s images=%d", name, len(predicted))
 
 
-def _fit(spec: Spec, train: str, layout: str, names: list[str]) -> dict[str, Baseline]:
+def _fit(spec: Spec, train: str, layout: Layout, names: list[str]) -> dict[str, Baseline]:
     if not names:
         return {}
     pairs = open_pairs(spec, train, layout=layout, tars=slice(0, -spec.values["data"]["validation_shards"]))

@@ -24,11 +24,9 @@ from flowkit.evaluation.score import Classes, score
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.features.loader import PairedTokens
 from flowkit.features.store import TokenStore
-from flowkit.paths import SCORES
+from flowkit.paths import HEAD, SCORES, TEXT_EMBEDDINGS, TEXTS
 from flowkit.progress import Progress
 from flowkit.provenance import read_json, write_json
-from flowkit.stages import head as head_stage
-from flowkit.stages import texts as texts_stage
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Spec, committed, open_session
 
@@ -81,7 +79,7 @@ class Truth:
         training = open_pairs(spec, train, layout=data["layout"], tars=slice(0, -data["validation_shards"]))
         self.mean_TD = mean_over_images(training.batch(np.arange(len(training)))[1].numpy())
         self.has_cls = data["layout"] == "cls_patches"
-        self.head = load_file(committed(spec.places.head(target_id))[0] / head_stage.FILE)
+        self.head = load_file(committed(spec.places.head(target_id))[0] / HEAD)
         texts, _ = committed(spec.places.texts(dataset, target_id))
         self.captions, self.classes = _texts(texts, pairs, count)
         self.target_pooled_NP = self._pooled(self.target_NTD)
@@ -132,8 +130,8 @@ def _cost_rows(manifest: dict[str, Any], sampler: str) -> list[dict[str, Any]]:
 
 def _texts(folder: Path, pairs: PairedTokens, count: int) -> tuple[Captions, Classes | None]:
     """Return captions and classes of the first `count` pairs."""
-    embeddings = load_file(folder / texts_stage.EMBEDDINGS)
-    texts = read_json(folder / texts_stage.TEXTS)
+    embeddings = load_file(folder / TEXT_EMBEDDINGS)
+    texts = read_json(folder / TEXTS)
     row_of = {text: row for row, text in enumerate(texts["captions"])}
     samples = pairs.samples().iloc[:count]
     owned = [(image, text) for image, captions in enumerate(samples["captions"]) for text in captions]

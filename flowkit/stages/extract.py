@@ -15,9 +15,8 @@ from flowkit.encoders.registry import load_encoder
 from flowkit.features.extraction import extract_tar
 from flowkit.progress import Progress, logger
 from flowkit.stages.device import best_device
+from flowkit.stages.inputs import tar_of, weights_of
 from flowkit.stages.session import Spec, open_session
-from flowkit.stages.shards import tar_of
-from flowkit.stages.weights import weights_of
 
 if TYPE_CHECKING:
     from flowkit.encoders.contract import FrozenEncoder

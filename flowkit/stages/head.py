@@ -5,10 +5,9 @@ from __future__ import annotations
 from safetensors.torch import save_file
 
 from flowkit.encoders.registry import load_encoder
+from flowkit.paths import HEAD
+from flowkit.stages.inputs import weights_of
 from flowkit.stages.session import Spec, open_session
-from flowkit.stages.weights import weights_of
-
-FILE = "head.safetensors"
 
 
 def run(spec: Spec) -> None:
@@ -18,5 +17,5 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         head = load_encoder(name, weights_of(spec, encoder_id)[0]).head()
-        save_file({key: value.contiguous() for key, value in head.items()}, session.work / FILE)
+        save_file({key: value.contiguous() for key, value in head.items()}, session.work / HEAD)
         session.commit({key: list(value.shape) for key, value in head.items()})

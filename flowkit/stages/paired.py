@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowkit.features.loader import Layout, PairedTokens
-from flowkit.stages.pairs import FILE
+from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
 
 
@@ -20,4 +20,4 @@ def open_pairs(spec: Spec, dataset: str, *, layout: Layout, tars: slice = slice(
     source, target = spec.target["source"], spec.target["target"]
     content, _ = committed(spec.places.pairs(dataset, source, target))
     sources, targets = stores_of(spec, dataset, source), stores_of(spec, dataset, target)
-    return PairedTokens(content / FILE, sources, targets, layout=layout, tars=tars)
+    return PairedTokens(content / PAIRS, sources, targets, layout=layout, tars=tars)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from flowkit.features.pairs import merge_pairs
+from flowkit.paths import PAIRS
 from flowkit.provenance import digest_of
 from flowkit.stages.session import Spec, committed, open_session
-
-FILE = "pairs.parquet"
 
 
 def run(spec: Spec) -> None:
@@ -25,6 +24,6 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         contents = [[committed(store)[0] for store in side] for side in stores]
-        counts = merge_pairs(contents[0], contents[1], session.work / FILE)
+        counts = merge_pairs(contents[0], contents[1], session.work / PAIRS)
         digests = [[path.name for path in side] for side in contents]
         session.commit({**asdict(counts), "tars": tars, "stores": digest_of(digests)})

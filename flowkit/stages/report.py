@@ -15,9 +15,9 @@ from flowkit.progress import logger
 from flowkit.report.data import Picture, ReportInputs
 from flowkit.report.site import build_site
 from flowkit.shards.reader import Sample, decode_image, read_samples
+from flowkit.stages.inputs import tar_of
 from flowkit.stages.paired import open_pairs, stores_of
 from flowkit.stages.session import Spec, committed, open_session
-from flowkit.stages.shards import tar_of
 
 
 def run(spec: Spec) -> None:

@@ -124,7 +124,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Lock a result folder and yield its session.
 
-    `inputs` are the result folders that are read; `content` are digests of what is read besides. Both belong to the key.
+    `inputs` are the result folders that are read; `content` are digests of what is read besides. Both are
+    part of the key.
     """
     with exclusive(folder / "state" / "lock", wait_seconds=LOCK_WAIT_SECONDS):
         digests = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowkit.provenance import read_json, write_json
-from flowkit.shards.catalogue import TarDescription, describe_tar, list_tars
-from flowkit.stages.session import Session, Spec, committed, open_session
-
-LOCATION = "location.json"
+from flowkit.paths import LOCATION
+from flowkit.provenance import write_json
+from flowkit.shards.catalogue import describe_tar, list_tars
+from flowkit.stages.session import Session, Spec, open_session
 
 
 def run(spec: Spec) -> None:
@@ -35,10 +34,3 @@ def _commit(session: Session, tars: list[Path], *, location: str) -> None:
     # where the tars lie is no content: moving a folder of tars makes nothing run again
     write_json(session.work / LOCATION, location)
     session.commit({"tars": [describe_tar(tar) for tar in tars]}, untracked=(LOCATION,))
-
-
-def tar_of(spec: Spec, dataset: str, name: str) -> tuple[Path, TarDescription]:
-    """Return the path and the description of one tar of a committed data set."""
-    content, manifest = committed(spec.places.shards(dataset))
-    described = next(tar for tar in manifest["counts"]["tars"] if tar["name"] == name)
-    return content / read_json(content / LOCATION) / name, described

@@ -21,8 +21,12 @@ from flowkit.provenance import code_fingerprint, digest_of
 from flowkit.shards.catalogue import list_tars
 from flowkit.stages.session import Spec
 
-EARLIER = "flowkit.flow.earlier"
-TOWER_TRAINING = "flowkit.encoders.tower_training"
+EARLIER, EARLIER_MODULE = "earlier", "flowkit.flow.earlier"
+TOWER_TRAINING = {
+    "flowkit.encoders.tower_training",
+    "flowkit.encoders.demo_towers",
+    "flowkit.shards.demo_pictures",
+}
 REPORT_FILES = ("report/templates",)
 
 
@@ -243,11 +247,13 @@ class Plan:
         )
 
     def _sample(self, run: str) -> Job:
+        sections = self.config.run(run)
         values = {
-            "sampling": self.config.run(run).sampling.model_dump(mode="json"),
+            "sampling": sections.sampling.model_dump(mode="json"),
             "evaluation": {"images": self.config.evaluation.images},
             "data": {"layout": self.config.data.layout},
-            "objective": {"kind": self.config.run(run).objective.kind},
+            "objective": sections.objective.model_dump(include={"kind", "clock"}),
+            "model": sections.model.model_dump(include={"head"}),
         }
         dataset = self.config.data.evaluation
         spec = self._spec("sample", {"run": run, **self._pair_target(dataset)}, values)
@@ -309,10 +315,11 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     leave_out = set()
     if encoder := values.get("encoder"):
         leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}
-        if not values.get("encoders", {}).get("retrain_demo_towers"):
-            leave_out.add(TOWER_TRAINING)
-    if values.get("objective", {}).get("kind") != "earlier":
-        leave_out.add(EARLIER)
+    if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
+        leave_out |= TOWER_TRAINING
+    choices = (values.get("objective", {}), values.get("model", {}))
+    if not any(EARLIER in chosen.values() for chosen in choices):
+        leave_out.add(EARLIER_MODULE)
     files = _report_files() if stage == "report" else ()
     return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)
 

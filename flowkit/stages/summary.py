@@ -1,7 +1,7 @@
 """Stage `summary`: the metrics of all runs in one table, and the verdicts on the goals.
 
-Writes `results/<experiment>/summary.json` and `verdicts.json`, whose form is stable. Rates depend on the machine and the hour, so
-they are added to the copy that people read and are no part of the tracked result.
+Writes `results/<experiment>/summary.json` and `verdicts.json`, whose form is stable. Rates depend on the machine and
+the hour, so they are added to the copy that people read and are no part of the tracked result.
 """
 
 from __future__ import annotations

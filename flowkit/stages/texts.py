@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 
 from flowkit.encoders.registry import load_encoder
 from flowkit.features.store import TokenStore
+from flowkit.paths import TEXT_EMBEDDINGS, TEXTS
 from flowkit.progress import Progress
 from flowkit.provenance import write_json
 from flowkit.stages.device import best_device
+from flowkit.stages.inputs import weights_of
 from flowkit.stages.session import Spec, committed, open_session
-from flowkit.stages.weights import weights_of
 
-EMBEDDINGS, TEXTS = "texts.safetensors", "texts.json"
 BATCH = 256
 
 
@@ -45,7 +45,7 @@ def run(spec: Spec) -> None:
                 progress.advance(len(batches[-1]))
             embedded[name] = torch.cat(batches) if batches else torch.empty(0, encoder.pooled_width)
         progress.close()
-        save_file(embedded, session.work / EMBEDDINGS)
+        save_file(embedded, session.work / TEXT_EMBEDDINGS)
         write_json(session.work / TEXTS, {"captions": captions, "classes": classes, "prompts": prompts})
         session.commit({"captions": len(captions), "classes": len(classes)})
 

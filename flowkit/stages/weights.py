@@ -1,20 +1,23 @@
 """Stage `weights`: the weights file of an encoder, in place and with its digest.
 
-The demo towers come with the package; with `encoders.retrain_demo_towers` they are trained here. Weights of open_clip encoders are
-found by tag or path.
+The demo towers come with the package; with `encoders.retrain_demo_towers` they are trained here, and their accuracies
+stand beside the weights. Weights of an open_clip encoder are a local file.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from flowkit.encoders.registry import encoder_family
+from flowkit.errors import EncoderError
+from flowkit.paths import WEIGHTS
+from flowkit.progress import Progress, logger
 from flowkit.provenance import write_json
-from flowkit.stages.session import Session, Spec, committed, open_session
+from flowkit.stages.session import Session, Spec, open_session
 
-FILE = "weights.safetensors"
+ACCURACIES = "accuracies.json"
+MEASURED_IMAGES = 1000
 
 
 def run(spec: Spec) -> None:
@@ -23,29 +26,48 @@ def run(spec: Spec) -> None:
     with open_session(spec, spec.places.weights(spec.target["encoder"]), []) as session:
         if session.is_done:
             return
-        if encoder_family(name) == "open_clip":
-            from flowkit.encoders.open_clip_tower import find_weights
-
-            shutil.copyfile(find_weights(name), session.work / FILE)
-        elif spec.values["encoders"]["retrain_demo_towers"]:
+        if spec.values.get("encoders", {}).get("retrain_demo_towers"):
             _retrain(session, name)
         else:
-            from flowkit.encoders.demo_towers import ASSETS
-
-            shutil.copyfile(ASSETS / f"{name}.safetensors", session.work / FILE)
+            shutil.copyfile(_find(name), session.work / WEIGHTS)
         session.commit({"encoder": name})
+
+
+def _find(name: str) -> Path:
+    if encoder_family(name) != "open_clip":
+        return Path(__file__).parents[1] / "encoders" / "assets" / f"{name}.safetensors"
+    file = Path(name.partition("/")[2])
+    if not file.is_file():
+        raise EncoderError(
+            f"encoder {name!r}: {file} is not a file; download the weights and name the file here"
+        )
+    return file
 
 
 def _retrain(session: Session, name: str) -> None:
     from flowkit.encoders.demo_towers import save_demo_tower
-    from flowkit.encoders.tower_training import measure_tower, train_tower
+    from flowkit.encoders.registry import load_encoder
+    from flowkit.encoders.tower_training import RECIPES, measure_tower, train_tower
+    from flowkit.shards import demo_pictures as pictures
+    from flowkit.shards.demo_shapes import HARD_NEGATIVE_GROUP, class_prompts
 
-    save_demo_tower(train_tower(name), session.work / FILE)
-    figures: dict[str, Any] = dict(measure_tower(name, session.work / FILE))
-    write_json(session.work / "accuracies.json", figures)
-
-
-def weights_of(spec: Spec, encoder_id: str) -> tuple[Path, str]:
-    """Return the path and the sha256 of the committed weights of an encoder."""
-    content, manifest = committed(spec.places.weights(encoder_id))
-    return content / FILE, manifest["files"][FILE]
+    recipe = RECIPES[name]
+    half = recipe.images // 2
+    progress = Progress(f"train {name}", recipe.steps, "step")
+    plain = pictures.draw_pictures(pictures.TOWER_TRAINING_SEED, half)
+    state = train_tower(
+        name,
+        pictures.shorten_captions(plain, every=recipe.short_caption_every),
+        pictures.draw_hard_negatives(pictures.TOWER_HARD_NEGATIVE_SEED, half // HARD_NEGATIVE_GROUP),
+        group_size=HARD_NEGATIVE_GROUP,
+        recipe=recipe,
+        report=lambda step, loss: progress.advance(step - progress.done),
+    )
+    progress.close()
+    save_demo_tower(state, session.work / WEIGHTS)
+    names, prompts = class_prompts()
+    fresh = pictures.draw_pictures(pictures.TOWER_MEASURING_SEED, MEASURED_IMAGES)
+    encoder = load_encoder(name, session.work / WEIGHTS)
+    measured = measure_tower(encoder, fresh, classes=fresh.classes, class_names=names, prompts=prompts)
+    write_json(session.work / ACCURACIES, measured)
+    logger.info("encoder=%s %s", name, " ".join(f"{key}={value:.3f}" for key, value in measured.items()))

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "workflow/config/demo.yaml"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "workflow/config").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "workflow/config").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     assert load_config(path).runs
 
@@ -29,7 +31,10 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
         ("train.steps=0", "train.steps=0: Input should be greater than 0"),
         ("train.steps=many", "train.steps='many'"),
         ("train.steps='100'", "train.steps='100'"),
-        ("datasets.shapes-train.imagse=3", "datasets.shapes-train.imagse: unknown key, did you mean 'images'?"),
+        (
+            "datasets.shapes-train.imagse=3",
+            "datasets.shapes-train.imagse: unknown key, did you mean 'images'?",
+        ),
         ("runs.flow.train.stepz=3", "runs.flow.train.stepz: unknown key, did you mean 'steps'?"),
         ("runs.flow.train.steps=-1", "runs.flow.train.steps=-1"),
         ("runs.flow.trian.steps=3", "runs.flow.trian: unknown section"),
@@ -77,9 +82,12 @@ def test_leaves_tell_swapped_values_apart() -> None:
 
 @pytest.mark.parametrize("name", sorted(config_files()))
 def test_generated_files_are_in_step_with_the_models(name: str) -> None:
-    assert (ROOT / "workflow/config" / name).read_text() == config_files()[name], "run: python -m flowkit config-files"
+    assert (ROOT / "workflow/config" / name).read_text() == config_files()[name], (
+        "run: python -m flowkit config-files"
+    )
 
 
 def test_workflow_layer_imports_no_numeric_library() -> None:
-    code = "import sys, flowkit.__main__; print([m for m in ('torch', 'numpy', 'zarr', 'pandas', 'open_clip') if m in sys.modules])"
+    heavy = ("torch", "numpy", "zarr", "pandas", "open_clip")
+    code = f"import sys, flowkit.__main__; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -27,7 +27,13 @@ def test_hash_is_the_same_on_every_python_version() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("Header", "Another header"), ("  # comment", ""), ("Docstring", "Words"), ("\n\n\n", "\n\n\n\n"), ("(radius)", "( radius )")],
+    [
+        ("Header", "Another header"),
+        ("  # comment", ""),
+        ("Docstring", "Words"),
+        ("\n\n\n", "\n\n\n\n"),
+        ("(radius)", "( radius )"),
+    ],
 )
 def test_comments_docstrings_and_layout_do_not_count(old: str, new: str) -> None:
     assert source_hash(SOURCE.replace(old, new)) == source_hash(SOURCE)
@@ -48,18 +54,27 @@ def _modules(code: tuple[str, ...]) -> set[str]:
 
 def test_stage_fingerprint_follows_what_it_can_import_and_nothing_else() -> None:
     train = _modules(code_of("train", {"objective": {"kind": "flow"}}))
-    assert {"flowkit.model.dit", "flowkit.flow.solvers", "flowkit.training.loop", "flowkit.features.loader"} <= train
+    assert {
+        "flowkit.model.dit",
+        "flowkit.flow.solvers",
+        "flowkit.training.loop",
+        "flowkit.features.loader",
+    } <= train
     assert not {name for name in train if name.startswith(("flowkit.evaluation", "flowkit.report"))}
     assert "flowkit.config" not in train
 
 
 def test_fingerprint_follows_only_the_chosen_objective_and_encoder() -> None:
-    flow, earlier = (_modules(code_of("train", {"objective": {"kind": kind}})) for kind in ("flow", "earlier"))
+    flow, earlier = (
+        _modules(code_of("train", {"objective": {"kind": kind}})) for kind in ("flow", "earlier")
+    )
     assert earlier - flow == {"flowkit.flow.earlier"}
     values = {"encoder": {"name": "open_clip:ViT-B-32/openai"}}
     assert "flowkit.encoders.demo_towers" not in _modules(code_of("extract", values))
     assert "flowkit.encoders.demo_towers" in _modules(code_of("extract", {"encoder": {"name": "demo-vit"}}))
-    assert "flowkit.encoders.tower_training" not in _modules(code_of("weights", {"encoder": {"name": "demo-vit"}}))
+    assert "flowkit.encoders.tower_training" not in _modules(
+        code_of("weights", {"encoder": {"name": "demo-vit"}})
+    )
 
 
 def test_report_fingerprint_holds_its_templates() -> None:

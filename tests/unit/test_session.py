@@ -94,7 +94,9 @@ def test_missing_content_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", ["write_json", "rename", "_prune"])
-def test_kill_between_the_steps_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str) -> None:
+def test_kill_between_the_steps_of_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
     """Whatever step the kill precedes, the next execution ends with the same result."""
     folder = tmp_path / "r"
 
@@ -138,7 +140,9 @@ with exclusive(Path(sys.argv[1])):
 
 
 def _holder(lock: Path, parent: int = 0) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock), str(parent)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock), str(parent)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

@@ -14,6 +14,7 @@ TRAINED = {"train_flow", "train_regression"}
 EXTRACTED = {f"extract_{data}_{tower}" for data in ("train", "test") for tower in ("demo_eva", "demo_vit")}
 PAIRED = {"pairs_train", "pairs_test"}
 AFTER_PAIRS = TRAINED | SAMPLED | {"baselines"} | EVALUATED | END
+AFTER_TRAINING = SAMPLED | {"evaluate_flow", "evaluate_regression"} | END
 ONE_RUN = {"train_flow", "sample_flow", "evaluate_flow"} | END
 
 
@@ -31,31 +32,34 @@ class Edit:
 
 
 TABLE = (
-    Edit("solver value", "tiny.yaml", "[heun-2, euler-1]", "[heun-3, euler-1]", SAMPLED | {"evaluate_flow", "evaluate_regression"} | END,
+    Edit("solver value", "tiny.yaml", "[heun-2, euler-1]", "[heun-3, euler-1]", AFTER_TRAINING,
          "sample_flow", "sampling.samplers=heun-3,euler-1"),
-    Edit("training value", "tiny.yaml", "steps: 6", "steps: 7", TRAINED | SAMPLED | {"evaluate_flow", "evaluate_regression"} | END,
-         "train_flow", "train.steps=7"),
-    Edit("one run's value", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN, "train_flow", "train.seed=5"),
-    Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2", "evaluate_every: 2, checkpoint_every: 3",
-         TRAINED | SAMPLED | {"evaluate_flow", "evaluate_regression"} | END, "train_flow", "train.checkpoint_every=3"),
-    Edit("a metric's code", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
+    Edit("training value", "tiny.yaml", "steps: 6", "steps: 7", TRAINED | AFTER_TRAINING, "train_flow", "train.steps=7"),
+    Edit("value of one run", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN, "train_flow", "train.seed=5"),
+    Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2",
+         "evaluate_every: 2, checkpoint_every: 3", TRAINED | AFTER_TRAINING, "train_flow", "train.checkpoint_every=3"),
+    Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
          "evaluate_ridge", "flowkit.evaluation.retrieval@"),
-    Edit("the model's code", "flowkit/model/dit.py", "EMBEDDING_SPREAD = 0.02", "EMBEDDING_SPREAD = 0.03",
-         TRAINED | SAMPLED | {"evaluate_flow", "evaluate_regression"} | END, "train_regression", "flowkit.model.dit@"),
-    Edit("the earlier recipe's code", "flowkit/flow/earlier.py", "import torch", "import math\n\nimport torch", set()),
-    Edit("a report template", "flowkit/report/templates/style.css", "}", "}\n.edited { color: red }", {"report"}, "report", "style.css@"),
-    Edit("a comment", "flowkit/model/dit.py", "EMBEDDING_SPREAD = 0.02", "EMBEDDING_SPREAD = 0.02  # a remark", set()),
-    Edit("a docstring", "flowkit/features/loader.py", '"""Training loader', '"""The training loader', set()),
-    Edit("an encoder setting", "tiny.yaml", "batch_size: 16\nmodel", "batch_size: 8\nmodel",
+    Edit("code of the model", "flowkit/model/dit.py", "EMBEDDING_SPREAD = 0.02", "EMBEDDING_SPREAD = 0.03",
+         TRAINED | AFTER_TRAINING, "train_regression", "flowkit.model.dit@"),
+    Edit("code of the earlier recipe, which no run here uses", "flowkit/flow/earlier.py", "import torch",
+         "import math\n\nimport torch", set()),
+    Edit("report template", "flowkit/report/templates/style.css", "}", "}\n.edited { color: red }", {"report"},
+         "report", "style.css@"),
+    Edit("comment", "flowkit/model/dit.py", "EMBEDDING_SPREAD = 0.02", "EMBEDDING_SPREAD = 0.02  # a remark", set()),
+    Edit("docstring", "flowkit/features/loader.py", '"""Training loader', '"""The training loader', set()),
+    Edit("encoder setting", "tiny.yaml", "batch_size: 16\nmodel", "batch_size: 8\nmodel",
          EXTRACTED | PAIRED | {"texts_test"} | AFTER_PAIRS, "extract_train_demo_vit", "encoders.batch_size=8"),
-    Edit("the target's precision", "tiny.yaml", "target: {name: demo-vit}", "target: {name: demo-vit, precision: bf16}",
-         {"weights_demo_vit", "extract_train_demo_vit", "extract_test_demo_vit", "head_demo_vit", "texts_test"} | PAIRED | AFTER_PAIRS,
-         "train_flow", "encoders.target.precision=bf16"),
-    Edit("a data setting", "tiny.yaml", "train: {kind: demo, images: 120", "train: {kind: demo, images: 119",
+    Edit("precision of the target", "tiny.yaml", "target: {name: demo-vit}",
+         "target: {name: demo-vit, precision: bf16}",
+         {"weights_demo_vit", "extract_train_demo_vit", "extract_test_demo_vit", "head_demo_vit", "texts_test"}
+         | PAIRED | AFTER_PAIRS, "train_flow", "encoders.target.precision=bf16"),
+    Edit("data setting", "tiny.yaml", "train: {kind: demo, images: 120", "train: {kind: demo, images: 119",
          {"shards_train", "extract_train_demo_eva", "extract_train_demo_vit", "pairs_train"} | AFTER_PAIRS,
          "shards_train", "datasets.train.images=119"),
-    Edit("a goal", "tiny.yaml", "report: {gallery_images: 6}", "report: {gallery_images: 6}\ngoals: {flow_r2: 0.5}", END, "summary", "goals.flow_r2=0.5"),
-    Edit("a profile setting", "profiles/local/config.yaml", "cores: 2", "cores: 1", set()),
+    Edit("goal", "tiny.yaml", "report: {gallery_images: 6}", "report: {gallery_images: 6}\ngoals: {flow_r2: 0.5}",
+         END, "summary", "goals.flow_r2=0.5"),
+    Edit("profile setting", "profiles/local/config.yaml", "cores: 2", "cores: 1", set()),
     Edit("how progress is shown", "flowkit/progress.py", "LOG_EVERY_SECONDS = 15.0", "LOG_EVERY_SECONDS = 14.0", set()),
 )  # fmt: skip
 
