@@ -75,4 +75,5 @@ def fit_target_covariance(covariance_TT: Tensor, covariance_CC: Tensor, variance
 
 def _factor(covariance: Tensor) -> Tensor:
     jitter = RELATIVE_JITTER * covariance.diagonal().mean().clamp(min=1e-12)
-    return torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance), dtype=covariance.dtype))
+    factor = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance), dtype=covariance.dtype))
+    return factor.contiguous()

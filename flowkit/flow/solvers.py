@@ -5,7 +5,7 @@
     heun:     x + h/2 (v(x, t) + v(x + h v(x, t), t + h)),   plain Euler in the last step
 
 The last corrector of Heun's method is left out because it would evaluate the velocity at t = 1, where a velocity from
-clean tokens is divided by zero. The solver keeps the state in float32 and never clamps it.
+clean tokens is divided by zero. The solver keeps the state in float32 or wider and never clamps it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def integrate(velocity: Velocity, x_0: Tensor, times: list[float], solver: str) 
     >>> integrate(lambda x, t: -x, torch.ones(1), time_grid(100), "midpoint")   # about exp(-1)
     """
     step = find_solver(solver).step
-    x = x_0.to(torch.float32)
+    x = x_0.to(torch.promote_types(x_0.dtype, torch.float32))
     for t, t_next in pairwise(times):
         x = step(velocity, x, t, t_next)
     return x

@@ -8,12 +8,14 @@
 shift, scale, gate and shift' are linear in the time embedding. Gates, output shifts and head start at zero, so at
 initialisation every block is the identity and f is zero. The head comes from outside and must not limit the rank.
 
-Shapes: B images, T target tokens, S source tokens, C target width, E source width, D model width, K heads, H head width.
+Shapes: B images, T target tokens, S source tokens, C target width, E source width, D model width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,12 @@ from flowkit.model.rope import RotaryTable, grid_angles
 ARCHITECTURE = "blip3o"
 EMBEDDING_SPREAD = 0.02
 LAYER_SCALE = 1.0
-SHARES_PER_OPERATION = 4
+SHARES_PER_BRANCH = 4
+
+KeysValues = tuple[Tensor, Tensor]
+Operation = Callable[[Tensor], Tensor]
+Shares = tuple[Tensor, ...]
+"""shift, scale, gate and output shift of one branch, each [B, 1, D]."""
 
 
 @dataclass(frozen=True)
@@ -77,26 +84,21 @@ class Condition:
     """A condition encoded once per image: its tokens and, per block, the keys and values of cross-attention."""
 
     tokens_BSD: Tensor
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    keys_values: tuple[KeysValues, ...]
 
 
-class Operation(nn.Module):
-    """The norms, layer scale and residual around one operation of a block."""
+class Branch(nn.Module):
+    """The norms, modulation, layer scale and residual around one operation of a block."""
 
-    def __init__(self, operation: nn.Module, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.operation = operation
         self.layer_scale_D = nn.Parameter(torch.full((width,), LAYER_SCALE))
 
-    def before(self, h_BTD: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """Return the modulated input of the operation."""
-        shift_B1D, scale_B1D, _, _ = modulation
-        return modulate(h_BTD, shift_B1D, scale_B1D)
-
-    def after(self, h_BTD: Tensor, y_BTD: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """Return the stream with the operation's normalised and gated output added."""
-        _, _, gate_B1D, shift_B1D = modulation
-        return torch.addcmul(h_BTD + shift_B1D, rms_norm(y_BTD), self.layer_scale_D * gate_B1D)
+    def forward(self, h_BTD: Tensor, operation: Operation, shares: Shares) -> Tensor:
+        """Return the stream `h_BTD` with the output of `operation` added."""
+        shift_B1D, scale_B1D, gate_B1D, shift_after_B1D = shares
+        y_BTD = operation(modulate(h_BTD, shift_B1D, scale_B1D))
+        return torch.addcmul(h_BTD + shift_after_B1D, rms_norm(y_BTD), self.layer_scale_D * gate_B1D)
 
 
 class Block(nn.Module):
@@ -105,28 +107,34 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width, heads, kv_heads = config.width, config.heads, config.kv_heads
-        self.attention = Operation(Attention(width, heads, kv_heads), width)
-        self.cross = Operation(Attention(width, heads, kv_heads), width) if config.cross_attention else None
-        self.feed_forward = Operation(SwiGLU(width, config.ffn_width), width)
-        operations = 3 if config.cross_attention else 2
-        self.modulation = _zero_linear(width, SHARES_PER_OPERATION * operations * width)
+        self.attention = Attention(width, heads, kv_heads)
+        self.cross = Attention(width, heads, kv_heads) if config.cross_attention else None
+        self.feed_forward = SwiGLU(width, config.ffn_width)
+        branches = 3 if config.cross_attention else 2
+        self.branches = nn.ModuleList(Branch(width) for _ in range(branches))
+        self.modulation = _zero_linear(width, branches * SHARES_PER_BRANCH * width)
 
     def forward(
-        self, h_BTD: Tensor, time_BD: Tensor, condition_kv: tuple[Tensor, Tensor] | None, table: RotaryTable
+        self, h_BTD: Tensor, time_BD: Tensor, condition: KeysValues | None, table: RotaryTable
     ) -> Tensor:
-        """Return the stream behind this block."""
-        shares = self.modulation(time_BD)[:, None].chunk(
-            len(self.modulation.weight) // h_BTD.shape[-1], dim=-1
-        )
-        attention, cross = self.attention, self.cross
-        x_BTD = attention.before(h_BTD, shares[:4])
-        keys_values = attention.operation.keys_values(x_BTD, table)
-        h_BTD = attention.after(h_BTD, attention.operation(x_BTD, keys_values, table), shares[:4])
-        if cross is not None:
-            x_BTD = cross.before(h_BTD, shares[4:8])
-            h_BTD = cross.after(h_BTD, cross.operation(x_BTD, condition_kv, table), shares[4:8])
-        x_BTD = self.feed_forward.before(h_BTD, shares[-4:])
-        return self.feed_forward.after(h_BTD, self.feed_forward.operation(x_BTD), shares[-4:])
+        """Return the stream behind this block; `condition` holds the keys and values of cross-attention."""
+
+        def attend(x_BTD: Tensor) -> Tensor:
+            return self.attention(x_BTD, self.attention.keys_values(x_BTD, table), table)
+
+        operations: list[Operation] = [attend, self.feed_forward]
+        if self.cross is not None:
+            operations.insert(1, partial(self.cross, keys_values=condition, table=table))
+        shares = self.modulation(time_BD)[:, None].chunk(len(operations) * SHARES_PER_BRANCH, dim=-1)
+        for branch, operation in zip(self.branches, operations, strict=True):
+            mine, shares = shares[:SHARES_PER_BRANCH], shares[SHARES_PER_BRANCH:]
+            h_BTD = branch(h_BTD, operation, mine)
+        return h_BTD
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Return the weight matrices of the operations."""
+        parts = (part for part in (self.attention, self.cross, self.feed_forward) if part is not None)
+        return [parameter for part in parts for parameter in part.parameters()]
 
 
 class DiT(nn.Module):
@@ -157,8 +165,10 @@ class DiT(nn.Module):
         if not self.config.cross_attention:
             return Condition(tokens_BSD, ())
         normed_BSD = rms_norm(tokens_BSD)
-        keys_values = (block.cross.operation.keys_values(normed_BSD, self.table) for block in self.blocks)
-        return Condition(tokens_BSD, tuple(keys_values))
+        cross = [block.cross for block in self._blocks() if block.cross is not None]
+        return Condition(
+            tokens_BSD, tuple(attention.keys_values(normed_BSD, self.table) for attention in cross)
+        )
 
     def forward(self, x_BTC: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """Return [B, T, C]. `t_B` may hold one time for all images."""
@@ -166,19 +176,18 @@ class DiT(nn.Module):
         if self.config.aligned_condition:
             h_BTD = h_BTD + condition.tokens_BSD
         time_BD = nn.functional.silu(self.time(t_B))
-        for index, block in enumerate(self.blocks):
-            keys_values = condition.keys_values[index] if self.config.cross_attention else None
+        for index, block in enumerate(self._blocks()):
+            keys_values = condition.keys_values[index] if condition.keys_values else None
             h_BTD = block(h_BTD, time_BD, keys_values, self.table)
         shift_B1D, scale_B1D = self.modulation(time_BD)[:, None].chunk(2, dim=-1)
         return self.head(modulate(h_BTD, shift_B1D, scale_B1D))
 
-    def hidden_matrices(self) -> dict[str, nn.Parameter]:
-        """Return the matrices of the blocks' operations by name: those that an orthogonalised update fits."""
-        return {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if name.startswith("blocks.") and ".operation." in name and parameter.ndim == 2
-        }
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the matrices of the blocks' operations: those that an orthogonalised update fits."""
+        return [matrix for block in self._blocks() for matrix in block.matrices()]
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
 
 def _zero_linear(width: int, outputs: int) -> nn.Linear:

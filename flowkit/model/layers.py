@@ -63,6 +63,8 @@ def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Embed times in [0, 1] as vectors of the model's width."""
 
+    frequencies_F: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         exponents_F = torch.arange(TIME_FREQUENCIES, dtype=torch.float64) / TIME_FREQUENCIES

@@ -31,7 +31,10 @@ def split_pairs(pairs: int) -> tuple[int, int, int]:
 
 
 def grid_angles(grid: tuple[int, int], *, has_cls: bool, head_width: int, view: int = 0) -> Tensor:
-    """Return the angles [T, P] of a row-major grid of tokens, in float64, behind an unrotated CLS token if it has one."""
+    """Return the angles [T, P] of a row-major grid of tokens, in float64.
+
+    With `has_cls` the first token is a CLS token and is not rotated.
+    """
     rows, columns = grid
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
     depth = torch.full((len(places), 1), float(view), dtype=torch.float64)

@@ -22,7 +22,7 @@ OPTIMIZERS = ("muon", "adamw")
 class MatrixNetwork(Protocol):
     """A network that names the matrices which an orthogonalised update fits."""
 
-    def hidden_matrices(self) -> dict[str, nn.Parameter]: ...
+    def hidden_matrices(self) -> list[nn.Parameter]: ...
 
     def named_parameters(self) -> Any: ...
 
@@ -113,7 +113,7 @@ def build_optimizers(
     """
     if kind not in OPTIMIZERS:
         raise ValueError(f"optimizer is {kind!r}, expected one of {list(OPTIMIZERS)}; choose one of these")
-    matrices = list(network.hidden_matrices().values())
+    matrices = network.hidden_matrices()
     held = {id(matrix) for matrix in matrices}
     others = [parameter for _, parameter in network.named_parameters() if id(parameter) not in held]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]

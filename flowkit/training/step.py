@@ -99,12 +99,12 @@ class TrainingStep:
             parameter.grad = None
         loss.backward()
         grad_norm = float(nn.utils.clip_grad_norm_(self._parameters, self._clip_norm))
-        applied = math.isfinite(float(loss)) and math.isfinite(grad_norm)
+        applied = math.isfinite(loss.item()) and math.isfinite(grad_norm)
         if applied:
             self._optimizers.step(learning_rate_factor)
             self._average.update(step)
         return StepResult(
-            float(loss), {name: float(part) for name, part in parts.items()}, grad_norm, applied
+            loss.item(), {name: part.item() for name, part in parts.items()}, grad_norm, applied
         )
 
 
