@@ -145,7 +145,7 @@ def _texts(folder: Path, pairs: PairedTokens, count: int) -> tuple[Captions, Cla
     from flowkit.shards.demo_shapes import image_classes
 
     number = {name: row for row, name in enumerate(texts["classes"])}
-    classes = [
-        [number[name] for name in image_classes(json.loads(text))] for text in samples["attributes_json"]
-    ]
+    named = [image_classes(json.loads(text)) for text in samples["attributes_json"]]
+    # with two objects a prompt can join the colour of one with the shape of the other: one-object images are judged
+    classes = [[number[name] for name in names] if len(names) == 1 else [] for names in named]
     return captions, Classes(embeddings["prompts"].numpy(), class_table(classes, len(number)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from flowkit.encoders.registry import load_encoder
 from flowkit.paths import HEAD
@@ -17,5 +17,5 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         head = load_encoder(name, weights_of(spec, encoder_id)[0]).head()
-        save_file({key: value.contiguous() for key, value in head.items()}, session.work / HEAD)
+        (session.work / HEAD).write_bytes(save({key: value.contiguous() for key, value in head.items()}))
         session.commit({key: list(value.shape) for key, value in head.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowkit.paths import LOCATION, WEIGHTS
+from flowkit.paths import LOCATION
 from flowkit.provenance import read_json
 from flowkit.stages.session import Spec, committed
 
@@ -20,4 +20,5 @@ def tar_of(spec: Spec, dataset: str, name: str) -> tuple[Path, dict[str, Any]]:
 def weights_of(spec: Spec, encoder_id: str) -> tuple[Path, str]:
     """Return the path and the sha256 of the committed weights of an encoder."""
     content, manifest = committed(spec.places.weights(encoder_id))
-    return content / WEIGHTS, manifest["files"][WEIGHTS]
+    file = manifest["counts"]["file"]
+    return content / file, manifest["files"][file]

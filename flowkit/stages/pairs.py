@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from flowkit.features.pairs import merge_pairs
+from flowkit.features.store import TokenStore
 from flowkit.paths import PAIRS
 from flowkit.provenance import digest_of
 from flowkit.stages.session import Spec, committed, open_session
@@ -24,6 +25,11 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         contents = [[committed(store)[0] for store in side] for side in stores]
+        for role, side in zip(("source", "target"), contents, strict=True):
+            for store in side:
+                TokenStore(
+                    store, encoder=spec.values["encoders"][role]["name"]
+                )  # refuses a store of another one
         counts = merge_pairs(contents[0], contents[1], session.work / PAIRS)
         digests = [[path.name for path in side] for side in contents]
         session.commit({**asdict(counts), "tars": tars, "stores": digest_of(digests)})

@@ -198,7 +198,8 @@ class Plan:
     def _pairs(self, dataset: str) -> Job:
         target = {"dataset": dataset, "source": self.source_id, "target": self.target_id}
         inputs = (*self._stores(dataset, self.source_id), *self._stores(dataset, self.target_id))
-        spec = self._spec("pairs", {**target, "tars": ",".join(self.tars(dataset))}, {})
+        names = {role: {"name": getattr(self.config.encoders, role).name} for role in ("source", "target")}
+        spec = self._spec("pairs", {**target, "tars": ",".join(self.tars(dataset))}, {"encoders": names})
         return Job(f"pairs_{_word(dataset)}", spec, inputs, (self._pairs_folder(dataset),))
 
     def _pairs_folder(self, dataset: str) -> Path:

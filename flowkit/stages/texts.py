@@ -7,7 +7,7 @@ texts.json          {"captions": [U texts], "classes": [C names], "prompts": [C 
 from __future__ import annotations
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from flowkit.encoders.registry import load_encoder
 from flowkit.features.store import TokenStore
@@ -45,7 +45,7 @@ def run(spec: Spec) -> None:
                 progress.advance(len(batches[-1]))
             embedded[name] = torch.cat(batches) if batches else torch.empty(0, encoder.pooled_width)
         progress.close()
-        save_file(embedded, session.work / TEXT_EMBEDDINGS)
+        (session.work / TEXT_EMBEDDINGS).write_bytes(save(embedded))
         write_json(session.work / TEXTS, {"captions": captions, "classes": classes, "prompts": prompts})
         session.commit({"captions": len(captions), "classes": len(classes)})
 

@@ -1,7 +1,7 @@
 """Stage `weights`: the weights file of an encoder, in place and with its digest.
 
 The demo towers come with the package; with `encoders.retrain_demo_towers` they are trained here, and their accuracies
-stand beside the weights. Weights of an open_clip encoder are a local file.
+stand beside the weights. Weights of an open_clip encoder come by tag, from its cache or the hub, or from a file.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import shutil
 from pathlib import Path
 
 from flowkit.encoders.registry import encoder_family
-from flowkit.errors import EncoderError
-from flowkit.paths import WEIGHTS
 from flowkit.progress import Progress, logger
 from flowkit.provenance import write_json
 from flowkit.stages.session import Session, Spec, open_session
@@ -27,24 +25,23 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         if spec.values.get("encoders", {}).get("retrain_demo_towers"):
-            _retrain(session, name)
+            file = _retrain(session, name)
         else:
-            shutil.copyfile(_find(name), session.work / WEIGHTS)
-        session.commit({"encoder": name})
+            found = _find(name)
+            file = session.work / f"weights{found.suffix}"  # the suffix tells open_clip how to read it
+            shutil.copyfile(found, file)
+        session.commit({"encoder": name, "file": file.name})
 
 
 def _find(name: str) -> Path:
     if encoder_family(name) != "open_clip":
         return Path(__file__).parents[1] / "encoders" / "assets" / f"{name}.safetensors"
-    file = Path(name.partition("/")[2])
-    if not file.is_file():
-        raise EncoderError(
-            f"encoder {name!r}: {file} is not a file; download the weights and name the file here"
-        )
-    return file
+    from flowkit.encoders.open_clip_tower import find_weights
+
+    return find_weights(name)
 
 
-def _retrain(session: Session, name: str) -> None:
+def _retrain(session: Session, name: str) -> Path:
     from flowkit.encoders.demo_towers import save_demo_tower
     from flowkit.encoders.registry import load_encoder
     from flowkit.encoders.tower_training import RECIPES, measure_tower, train_tower
@@ -64,10 +61,12 @@ def _retrain(session: Session, name: str) -> None:
         report=lambda step, loss: progress.advance(step - progress.done),
     )
     progress.close()
-    save_demo_tower(state, session.work / WEIGHTS)
+    file = session.work / "weights.safetensors"
+    save_demo_tower(state, file)
     names, prompts = class_prompts()
     fresh = pictures.draw_pictures(pictures.TOWER_MEASURING_SEED, MEASURED_IMAGES)
-    encoder = load_encoder(name, session.work / WEIGHTS)
+    encoder = load_encoder(name, file)
     measured = measure_tower(encoder, fresh, classes=fresh.classes, class_names=names, prompts=prompts)
     write_json(session.work / ACCURACIES, measured)
     logger.info("encoder=%s %s", name, " ".join(f"{key}={value:.3f}" for key, value in measured.items()))
+    return file

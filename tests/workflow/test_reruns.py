@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_constant", "evaluate_ridge"}
 END = {"summary", "report"}
@@ -34,8 +34,10 @@ class Edit:
 TABLE = (
     Edit("solver value", "tiny.yaml", "[heun-2, euler-1]", "[heun-3, euler-1]", AFTER_TRAINING,
          "sample_flow", "sampling.samplers=heun-3,euler-1"),
-    Edit("training value", "tiny.yaml", "steps: 6", "steps: 7", TRAINED | AFTER_TRAINING, "train_flow", "train.steps=7"),
-    Edit("value of one run", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN, "train_flow", "train.seed=5"),
+    Edit("training value", "tiny.yaml", "steps: 6", "steps: 7", TRAINED | AFTER_TRAINING,
+         "train_flow", "train.steps=7"),
+    Edit("value of one run", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN,
+         "train_flow", "train.seed=5"),
     Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2",
          "evaluate_every: 2, checkpoint_every: 3", TRAINED | AFTER_TRAINING, "train_flow", "train.checkpoint_every=3"),
     Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
