@@ -1,8 +1,9 @@
 """Rotary positions over three axes: depth, height, width.
 
-Channel pairs (i, i + H/2) of a head are rotated by the angle p_a f_j, where a is the axis that the pair belongs to,
-p_a the token's place on that axis and f_j = base^(-j / pairs of the axis). This is a true rotation: norms stay, and a
-logit depends on the offset of two tokens alone. A CLS token has angle 0; depth is the view's index, 0 for one view.
+Neighbouring channels (2i, 2i + 1) of a head are turned, as one complex number, by the angle p_a f_j, where a is the
+axis that the pair belongs to, p_a the token's place on it and f_j = base^(-j / pairs of the axis). This is a true
+rotation: norms stay, and a logit depends on the offset of two tokens alone. A CLS token has angle 0; depth is the
+view's index, 0 for one view.
 
 Shapes: B images, T tokens, N heads, H head width, P = H / 2 pairs.
 """
@@ -52,18 +53,16 @@ def grid_angles(grid: tuple[int, int], *, has_cls: bool, head_width: int, view: 
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines of all tokens, ready to rotate queries and keys."""
+    """The turns exp(i angle) of all tokens, ready to rotate queries and keys."""
 
-    cos_T1P: Tensor
-    sin_T1P: Tensor
+    turns_T1P: Tensor
 
     def __init__(self, angles_TP: Tensor) -> None:
         super().__init__()
-        self.register_buffer("cos_T1P", angles_TP.cos().float()[:, None], persistent=False)
-        self.register_buffer("sin_T1P", angles_TP.sin().float()[:, None], persistent=False)
+        turns_TP = torch.polar(torch.ones_like(angles_TP), angles_TP).to(torch.complex64)
+        self.register_buffer("turns_T1P", turns_TP[:, None], persistent=False)
 
     def rotate(self, x_BTNH: Tensor) -> Tensor:
-        """Return `x_BTNH` with every channel pair turned by its angle."""
-        a_BTNP, b_BTNP = x_BTNH.chunk(2, dim=-1)
-        cos_T1P, sin_T1P = self.cos_T1P.to(x_BTNH.dtype), self.sin_T1P.to(x_BTNH.dtype)
-        return torch.cat((a_BTNP * cos_T1P - b_BTNP * sin_T1P, a_BTNP * sin_T1P + b_BTNP * cos_T1P), dim=-1)
+        """Return `x_BTNH` with every channel pair turned by its angle, computed in float32."""
+        pairs_BTNP = torch.view_as_complex(x_BTNH.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs_BTNP * self.turns_T1P).flatten(-2).to(x_BTNH.dtype)

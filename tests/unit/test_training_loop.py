@@ -49,6 +49,22 @@ def test_thirty_two_pairs_can_be_learned_by_heart(tmp_path: Path, kind: str) -> 
     assert result.validation_tok_cos > 0.95
 
 
+def test_reduced_precision_trains_too(tmp_path: Path) -> None:
+    """The weights stay float32 and end near those of full precision."""
+    full, reduced = (
+        _train(tmp_path / precision, config=replace(TRAINING, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert reduced.skipped_steps == 0
+    assert reduced.validation_r2 == pytest.approx(full.validation_r2, abs=0.05)
+    assert _bytes(full.folder)["model.safetensors"] != _bytes(reduced.folder)["model.safetensors"]
+
+
+def test_an_unknown_precision_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'fp8'"):
+        _train(tmp_path, config=replace(TRAINING, precision="fp8"))
+
+
 def test_metrics_hold_every_step_and_validation_where_asked(tmp_path: Path) -> None:
     reported: list[dict[str, object]] = []
     result = _train(tmp_path, objective=FOUR_PARTS, report=reported.append)
