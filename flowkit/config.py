@@ -277,7 +277,7 @@ class Config(Section):
             name = getattr(self.data, role)
             if name not in self.datasets:
                 raise ValueError(f"data.{role}={name} is not among the data sets {', '.join(self.datasets)}")
-        if taken := set(self.runs) & set(self.baselines):
+        if taken := set(self.runs) & {*self.baselines, "baselines"}:
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
         return self
 

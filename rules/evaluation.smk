@@ -1,4 +1,4 @@
-# Metrics, one rule per run or baseline, and the table that joins them.
+# Metrics, one rule per trained run and one for all baselines, and the table that joins them.
 
 for job in jobs_of("evaluate"):
 

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every metric of every sampler of one run or baseline, and the arrays that the report draws.
+"""Stage `evaluate`: every metric of every sampler of a run, or of all baselines, and the arrays that the report draws.
 
 scores.json             {sampler: rows of metric, value, low, high}
 details-<sampler>.npz   figures per image, per position and for a gallery
@@ -7,6 +7,8 @@ details-<sampler>.npz   figures per image, per position and for a gallery
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +30,47 @@ from flowkit.paths import HEAD, SCORES, TEXT_EMBEDDINGS, TEXTS
 from flowkit.progress import Progress
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.paired import open_pairs
-from flowkit.stages.session import Spec, committed, open_session
+from flowkit.stages.session import Session, Spec, committed, open_session
 
 Floats = NDArray[np.float32]
 
 
 def run(spec: Spec) -> None:
-    """Commit scores and details of `target.run`."""
-    dataset, train, run_name = spec.target["dataset"], spec.target["train"], spec.target["run"]
+    """Commit scores and details of every run in `target.runs` that is not there yet."""
+    dataset, train = spec.target["dataset"], spec.target["train"]
     source_id, target_id = spec.target["source"], spec.target["target"]
-    inputs = [
-        spec.places.samples(run_name, dataset),
+    shared = [
         spec.places.pairs(train, source_id, target_id),
         spec.places.pairs(dataset, source_id, target_id),
         spec.places.head(target_id),
         spec.places.texts(dataset, target_id),
     ]
-    with open_session(spec, spec.places.evaluation(run_name), inputs) as session:
-        if session.is_done:
-            return
-        samples, manifest = committed(inputs[0])
-        truth = Truth(spec)
-        scores: dict[str, Any] = {}
-        progress = Progress(f"evaluate {run_name}", len(manifest["counts"]["samplers"]), "sampler")
-        for sampler in manifest["counts"]["samplers"]:
-            predicted = _read_samples(samples / sampler)
-            scores[sampler] = truth.score(predicted) + _cost_rows(manifest, sampler)
-            np.savez(session.work / f"details-{sampler}.npz", **truth.details(predicted))
-            progress.advance()
-        progress.close()
-        write_json(session.work / SCORES, scores)
-        session.commit({"samplers": list(scores), "images": len(truth.target_NTD)})
+
+    @cache
+    def truth() -> Truth:
+        return Truth(spec)
+
+    for name in spec.target["runs"].split(","):
+        one = replace(spec, target={**spec.target, "runs": name})
+        samples = spec.places.samples(name, dataset)
+        with open_session(one, spec.places.evaluation(name), [samples, *shared]) as session:
+            if not session.is_done:
+                _evaluate(session, name, samples, truth())
+
+
+def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
+    content, manifest = committed(samples)
+    samplers = manifest["counts"]["samplers"]
+    scores: dict[str, Any] = {}
+    progress = Progress(f"evaluate {name}", len(samplers), "sampler")
+    for sampler in samplers:
+        predicted = _read_samples(content / sampler)
+        scores[sampler] = truth.score(predicted) + _cost_rows(manifest, sampler)
+        np.savez(session.work / f"details-{sampler}.npz", **truth.details(predicted))
+        progress.advance()
+    progress.close()
+    write_json(session.work / SCORES, scores)
+    session.commit({"samplers": samplers, "images": len(truth.target_NTD)})
 
 
 class Truth:

@@ -71,17 +71,16 @@ class Plan:
         return {job.name: job for job in self._all_jobs()}
 
     def select(self, stage: str, **target: str | None) -> list[Job]:
-        """Return the jobs of a stage whose target has the given values; raises `ConfigError` if there is none."""
+        """Return the jobs of a stage whose target has the given values; raises `ConfigError` if there is none.
+
+        `run` also finds the job that serves several runs or baselines at once.
+        """
         wanted = {key: value for key, value in target.items() if value is not None}
-        found = [
-            job
-            for job in self.jobs.values()
-            if job.spec.stage == stage
-            and all(job.spec.target.get(key) == value for key, value in wanted.items())
-        ]
+        of_stage = [job for job in self.jobs.values() if job.spec.stage == stage]
+        found = [job for job in of_stage if all(_serves(job, key, value) for key, value in wanted.items())]
         if not found:
-            known = {job.name for job in self.jobs.values() if job.spec.stage == stage}
-            raise ConfigError(f"{stage}: no job for {wanted}, this experiment has {', '.join(sorted(known))}")
+            known = ", ".join(sorted(job.name for job in of_stage))
+            raise ConfigError(f"{stage}: no job for {wanted}, this experiment has {known}")
         return found
 
     def _all_jobs(self) -> Iterator[Job]:
@@ -98,10 +97,10 @@ class Plan:
         for run in self.config.runs:
             yield self._train(run)
             yield self._sample(run)
+            yield self._evaluate(run, (run,))
         if self.config.baselines:
             yield self._baselines()
-        for run in self.all_runs:
-            yield self._evaluate(run)
+            yield self._evaluate("baselines", self.config.baselines)
         yield self._summary()
         yield self._report()
 
@@ -272,21 +271,23 @@ class Plan:
         folders = tuple(self.places.samples(baseline, dataset) for baseline in self.config.baselines)
         return Job("baselines", self._spec("baselines", target, values), inputs, folders, memory_mb=6000)
 
-    def _evaluate(self, run: str) -> Job:
+    def _evaluate(self, name: str, runs: tuple[str, ...]) -> Job:
         train, dataset = self.config.data.train, self.config.data.evaluation
         values = {
             "evaluation": self.config.evaluation.model_dump(),
             "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
         }
-        spec = self._spec("evaluate", {"run": run, "train": train, **self._pair_target(dataset)}, values)
+        target = {"runs": ",".join(runs), "train": train, **self._pair_target(dataset)}
         inputs = (
-            self.places.samples(run, dataset),
+            *(self.places.samples(run, dataset) for run in runs),
             self._pairs_folder(train),
             self._pairs_folder(dataset),
             self.places.head(self.target_id),
             self.places.texts(dataset, self.target_id),
         )
-        return Job(f"evaluate_{_word(run)}", spec, inputs, (self.places.evaluation(run),), memory_mb=4000)
+        folders = tuple(self.places.evaluation(run) for run in runs)
+        spec = self._spec("evaluate", target, values)
+        return Job(f"evaluate_{_word(name)}", spec, inputs, folders, memory_mb=4000)
 
     def _summary(self) -> Job:
         values = {"goals": self.config.goals.model_dump()}
@@ -309,6 +310,13 @@ class Plan:
             self._pairs_folder(self.config.data.evaluation),
         )
         return Job("report", self._spec("report", target, values), inputs, (self.places.site,))
+
+
+def _serves(job: Job, key: str, value: str) -> bool:
+    named = job.spec.target.get(key)
+    if named is None and key == "run":
+        named = job.spec.target.get("runs") or job.spec.target.get("baselines")
+    return named is not None and value in named.split(",")
 
 
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from support import ROOT
 
-EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_constant", "evaluate_ridge"}
+EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_baselines"}
 END = {"summary", "report"}
 SAMPLED = {"sample_flow", "sample_regression"}
 TRAINED = {"train_flow", "train_regression"}
@@ -41,7 +41,7 @@ TABLE = (
     Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2",
          "evaluate_every: 2, checkpoint_every: 3", TRAINED | AFTER_TRAINING, "train_flow", "train.checkpoint_every=3"),
     Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
-         "evaluate_ridge", "flowkit.evaluation.retrieval@"),
+         "evaluate_baselines", "flowkit.evaluation.retrieval@"),
     Edit("code of the model", "flowkit/model/dit.py", "EMBEDDING_SPREAD = 0.02", "EMBEDDING_SPREAD = 0.03",
          TRAINED | AFTER_TRAINING, "train_regression", "flowkit.model.dit@"),
     Edit("code of the earlier recipe, which no run here uses", "flowkit/flow/earlier.py", "import torch",
