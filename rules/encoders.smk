@@ -11,6 +11,7 @@ for job in jobs_of("weights"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1
@@ -37,6 +38,7 @@ for job in jobs_of("head"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1
@@ -63,6 +65,7 @@ for job in jobs_of("texts"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1

@@ -11,6 +11,7 @@ for job in jobs_of("extract"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1
@@ -37,6 +38,7 @@ for job in jobs_of("pairs"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1

@@ -11,6 +11,7 @@ for job in jobs_of("sample"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1
@@ -37,6 +38,7 @@ for job in jobs_of("baselines"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1

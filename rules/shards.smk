@@ -11,6 +11,7 @@ for job in jobs_of("shards"):
             job.manifests,
         log:
             PLAN.places.log(job.name),
+        priority: job.priority
         conda:
             "../envs/flowkit.yaml"
         threads: 1

@@ -20,7 +20,7 @@ from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Spec, committed, open_session
 from flowkit.translator import Translator
 
-BATCH = 256
+BATCH = 128
 
 
 def run(spec: Spec) -> None:

@@ -8,7 +8,7 @@ rule per job, and the command line runs the same jobs without Snakemake.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Job:
     folders: tuple[Path, ...]
     memory_mb: int = 2000
     runtime_minutes: int = 60
+    priority: int = 0
 
     @property
     def tracked(self) -> list[str]:
@@ -68,7 +69,19 @@ class Plan:
     @cached_property
     def jobs(self) -> dict[str, Job]:
         """Jobs by rule name, each after the jobs that it depends on."""
-        return {job.name: job for job in self._all_jobs()}
+        return {job.name: replace(job, priority=self._priority(job)) for job in self._all_jobs()}
+
+    def _priority(self, job: Job) -> int:
+        """Return how early a job should start among those that could: the longest way to the end goes first.
+
+        What training waits for, then runs that are sampled with many evaluations, then regressions, then the rest.
+        """
+        target = job.spec.target
+        if target.get("dataset", self.config.data.train) == self.config.data.train and "run" not in target:
+            return 30
+        if (run := target.get("run")) is None:
+            return 0
+        return 10 if self.config.run(run).objective.kind == "regression" else 20
 
     def select(self, stage: str, **target: str | None) -> list[Job]:
         """Return the jobs of a stage whose target has the given values; raises `ConfigError` if there is none.
