@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ class RunRecord:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
-            "peak_memory_mb": round(usage.ru_maxrss / 1024, 1),
+            "peak_memory_mb": round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1),
             "rates": {name: round(value, 4) for name, value in self.rates.items()},
         }
 

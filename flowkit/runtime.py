@@ -20,6 +20,7 @@ from flowkit.errors import StageError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 ORPHAN_EXIT_CODE = 113
+HAS_PROC = Path("/proc/self/stat").is_file()  # Linux; elsewhere a reused process number cannot be told apart
 
 
 def set_threads(threads: int) -> None:
@@ -30,12 +31,24 @@ def set_threads(threads: int) -> None:
 
 def process_identity(pid: int) -> str | None:
     """Return a text that is the same as long as process `pid` is the same living one, None when it is gone."""
+    if not HAS_PROC:
+        return str(pid) if _answers(pid) else None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, start_ticks = fields[0], fields[19]
     return None if state in "ZX" else f"{pid}:{start_ticks}"
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def end_with(pid: int, poll_seconds: float = 0.5) -> None:

@@ -177,6 +177,15 @@ def test_identity_tells_a_process_from_a_later_one_with_its_number() -> None:
     process.wait()
 
 
+def test_identity_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowkit.runtime.HAS_PROC", False)
+    process = subprocess.Popen(["sleep", "60"])
+    assert process_identity(process.pid) == str(process.pid)
+    process.kill()
+    process.wait()
+    assert process_identity(process.pid) is None
+
+
 def test_run_record_holds_what_the_manifest_must_not(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     _make(_spec(tmp_path), folder)

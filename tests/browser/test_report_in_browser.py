@@ -1,0 +1,87 @@
+"""The report of a finished workflow, opened from disk in a real headless browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+PAGES = ("index.html", "gallery.html", "provenance.html", "runs/flow.html", "runs/ridge.html")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield opened
+        opened.close()
+
+
+def _open(browser: Browser, finished, name: str, **settings: object) -> tuple[Page, list[str]]:
+    """Open one page from disk; returns it with every console message, failed request and outside address."""
+    page = browser.new_page(**settings)
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("requestfailed", lambda request: troubles.append(request.url))
+    page.on(
+        "request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None
+    )
+    page.goto((finished.folder / "results/tiny/report" / name).as_uri(), wait_until="load")
+    return page, troubles
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [400, 1300])
+def test_page_loads_whole_and_without_trouble(browser: Browser, finished, name: str, width: int) -> None:
+    page, troubles = _open(browser, finished, name, viewport={"width": width, "height": 900})
+    page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
+    assert page.evaluate("[...document.images].filter(image => !image.alt).length") == 0
+    assert page.locator("h1").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+        "the page scrolls sideways"
+    )
+    assert troubles == []
+    page.close()
+
+
+def test_table_sorts_by_a_click_and_every_run_is_in_it(browser: Browser, finished) -> None:
+    page, _ = _open(browser, finished, "index.html")
+    table = page.locator("table:has(th:has-text('gap closed'))").first
+    runs = "[...table.tBodies[0].rows].map(row => row.cells[0].innerText.split('\\n')[0].trim())"
+    before = table.evaluate(f"table => {runs}")
+    assert set(before) == {"flow", "regression", "constant", "ridge"}
+    table.locator("th", has_text="evaluations").locator("button").click()
+    after = table.evaluate(f"table => {runs}")
+    assert sorted(after) == sorted(before)
+    assert after[0] == "flow"  # heun-2 has the most evaluations
+    page.close()
+
+
+def test_first_page_is_readable_without_javascript(browser: Browser, finished) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((finished.folder / "results/tiny/report/index.html").as_uri())
+    text = page.locator("main").inner_text()
+    assert "ridge" in text
+    assert "not shown" in text
+    context.close()
+
+
+def test_demo_is_called_a_demo(browser: Browser, finished) -> None:
+    page, _ = _open(browser, finished, "index.html")
+    assert "They say nothing about EVA-CLIP or CLIP ViT-L/14" in page.locator("body").inner_text()
+    page.close()

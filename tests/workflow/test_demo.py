@@ -1,0 +1,87 @@
+"""The demo from nothing to the report, and the figures that it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from support import Project, copy_project
+
+ARGUMENTS = ["--profile", "profiles/local", "--configfile", "workflow/config/demo.yaml"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which the demo has run; prints how long it took."""
+    project = Project(copy_project(tmp_path_factory.mktemp("demo") / "project"))
+    started = time.monotonic()
+    project.run([sys.executable, "-m", "flowkit", "run", "--", *ARGUMENTS])
+    sys.stdout.write(f"\nthe demo took {time.monotonic() - started:.0f} s\n")
+    return project
+
+
+def _values(project: Project) -> dict[tuple[str, str, str], float]:
+    rows = json.loads((project.folder / "results/demo/summary.json").read_text())["rows"]
+    return {(row["run"], row["sampler"], row["metric"]): row["value"] for row in rows}
+
+
+@pytest.mark.slow
+def test_flow_and_regression_reach_what_the_demo_promises(demo: Project) -> None:
+    values = _values(demo)
+    flow = values["flow", "euler-1", "r2"]
+    assert flow >= 0.91
+    assert values["flow", "euler-1", "skill_r2"] >= 0.35
+    assert values["regression", "direct-1", "r2"] >= 0.92
+    earlier = [values["earlier_recipe", sampler, "r2"] for sampler in ("heun-50", "midpoint-2", "euler-1")]
+    assert flow >= max(earlier) + 0.15
+
+
+@pytest.mark.slow
+def test_figures_stand_between_their_floor_and_ceiling(demo: Project) -> None:
+    values = _values(demo)
+    assert abs(values["constant", "closed-form", "r2"]) < 0.01
+    assert values["true", "closed-form", "r2"] == 1
+    assert values["true", "closed-form", "self_r1"] == 1
+    assert values["constant", "closed-form", "self_r1"] < 0.01
+    assert values["ridge", "closed-form", "skill_r2"] == 0
+    assert values["flow", "heun-50", "nfe"] == 99
+    assert values["flow", "euler-1", "images_per_s"] > values["flow", "heun-50", "images_per_s"]
+
+
+@pytest.mark.slow
+def test_second_call_does_nothing(demo: Project) -> None:
+    said = demo.run([sys.executable, "-m", "flowkit", "run", "--", *ARGUMENTS])
+    assert "Nothing to be done" in said
+    assert demo.run([sys.executable, "-m", "snakemake", *ARGUMENTS, "-n", "--quiet"]).count("Job ") == 0
+
+
+@pytest.mark.slow
+def test_snakemake_report_holds_the_pages(demo: Project) -> None:
+    demo.run([sys.executable, "-m", "snakemake", *ARGUMENTS, "--report", "report.zip", "--quiet", "all"])
+    with zipfile.ZipFile(demo.folder / "report.zip") as archive:
+        names = archive.namelist()
+    assert any(name.endswith("index.html") for name in names)
+    assert any(name.endswith("runs/flow.html") for name in names)
+
+
+@pytest.mark.slow
+def test_saved_translator_is_loaded_by_its_run_folder(demo: Project) -> None:
+    code = (
+        "import flowkit, torch; t = flowkit.load('results/demo/runs/flow/train'); "
+        "x = torch.zeros(3, 17, 128); print(tuple(t.generate(x, num_inference_steps=1, solver='euler').shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=demo.folder, env=demo.environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "(3, 17, 96)", done.stderr
+
+
+def test_readme_shows_the_first_page() -> None:
+    root = Path(__file__).parents[2]
+    assert "docs/report.png" in (root / "README.md").read_text()
+    assert (root / "docs/report.png").stat().st_size < 500_000
