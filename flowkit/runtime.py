@@ -29,6 +29,16 @@ def set_threads(threads: int) -> None:
         os.environ[variable] = str(threads)
 
 
+def prefer_this_python() -> None:
+    """Let `python` in a shell mean the Python of this process, unless something activated later comes first.
+
+    Stages then run with the Python that runs Snakemake, or with that of the conda environment under `--sdm conda`.
+    """
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
+
+
 def process_identity(pid: int) -> str | None:
     """Return a text that is the same as long as process `pid` is the same living one, None when it is gone."""
     if not HAS_PROC:

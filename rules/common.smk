@@ -1,17 +1,16 @@
 # The plan of the experiment, and the one way in which jobs become rules.
 import json
 import os
-import sys
 from pathlib import Path
 
 from flowkit.config import load_config
 from flowkit.driver import hold_driver_lock
 from flowkit.errors import FlowkitError
 from flowkit.paths import Places
+from flowkit.runtime import prefer_this_python
 from flowkit.stages.specs import Plan
 
-# Stages run with the Python that runs Snakemake, unless --sdm conda activates another environment.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+prefer_this_python()
 
 
 def load_plan(settings):
