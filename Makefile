@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXPERIMENT := results/demo
+EXPERIMENT := $(or $(FLOWKIT_RESULTS),results)/demo
 SNAKEMAKE_ARGS := --profile profiles/local --configfile workflow/config/demo.yaml
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -32,7 +32,9 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m flowkit results --config workflow/config/demo.yaml
 
 $(EXPERIMENT)/report.zip: $(EXPERIMENT)/site/manifest.json
-	@$(BIN)/python -m flowkit run --parent $$PPID -- $(SNAKEMAKE_ARGS) --report $@ --quiet all
+	@mkdir -p $(EXPERIMENT)/partial
+	@$(BIN)/python -m flowkit run --parent $$PPID -- $(SNAKEMAKE_ARGS) --report $(EXPERIMENT)/partial/report.zip --quiet all
+	@mv $(EXPERIMENT)/partial/report.zip $@ && rmdir $(EXPERIMENT)/partial
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not slow"

@@ -24,8 +24,9 @@ from flowkit.paths import Places
 from flowkit.progress import logger, set_up_logging
 from flowkit.results import key_figures
 from flowkit.runtime import end_with, set_threads
+from flowkit.stages.fingerprint import code_of
 from flowkit.stages.session import Spec
-from flowkit.stages.specs import Plan, code_of
+from flowkit.stages.specs import Plan
 
 STAGES = {
     "shards": "Draw the demo images, or take stock of a folder of tars.",
@@ -51,13 +52,18 @@ ResultsOption = Annotated[
     Path, typer.Option("--results", envvar="FLOWKIT_RESULTS", help="Folder of all results.")
 ]
 DataRootOption = Annotated[
-    Path, typer.Option("--data-root", envvar="FLOWKIT_DATA_ROOT", help="Folder of shards and features.")
+    Path | None,
+    typer.Option(
+        "--data-root", envvar="FLOWKIT_DATA_ROOT", help="Folder of shards and features; <results>/data."
+    ),
 ]
 
 
-def _plan(config: Path, overrides: list[str] | None, results: Path, data_root: Path) -> Plan:
+def _plan(
+    config: Path, overrides: list[str] | None, results: Path = Path("results"), data_root: Path | None = None
+) -> Plan:
     loaded = load_config(config, tuple(overrides or ()))
-    return Plan(loaded, Places(loaded.experiment, results, data_root))
+    return Plan(loaded, Places(loaded.experiment, results, data_root or results / "data"))
 
 
 def _add_stage(stage: str, help_text: str) -> None:
@@ -70,7 +76,7 @@ def _add_stage(stage: str, help_text: str) -> None:
         dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
         encoder: Annotated[str | None, typer.Option(help="Only this encoder (folder name).")] = None,
         results: ResultsOption = Path("results"),
-        data_root: DataRootOption = Path("results/data"),
+        data_root: DataRootOption = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
         parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
     ) -> None:
@@ -81,6 +87,7 @@ def _add_stage(stage: str, help_text: str) -> None:
         if spec is not None:
             specs = [spec_from_json(stage, spec)]
         else:
+            _demand_own_experiment(stage, overrides)
             plan = _plan(config or Path(), overrides, results, data_root)
             specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
         for one in specs:
@@ -91,6 +98,14 @@ def _add_stage(stage: str, help_text: str) -> None:
                 json.dumps(one.as_dict(), sort_keys=True),
             )
             importlib.import_module(f"flowkit.stages.{stage}").run(one)
+
+
+def _demand_own_experiment(stage: str, overrides: list[str] | None) -> None:
+    """Refuse to leave results of other values where the workflow would take them for its own."""
+    if overrides and not any(override.startswith("experiment=") for override in overrides):
+        raise ConfigError(
+            f"flowkit {stage}: --set {overrides[0]} makes another experiment, give it a name: --set experiment=NAME"
+        )
 
 
 def spec_from_json(stage: str, text: str) -> Spec:
@@ -116,7 +131,7 @@ def check(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: SetOption = None
 ) -> None:
     """Validate a configuration and say what would run; no data is touched."""
-    plan = _plan(config, overrides, Path("results"), Path("results/data"))
+    plan = _plan(config, overrides)
     loaded = plan.config
     typer.echo(f"{config}: valid. experiment={loaded.experiment} runs={','.join(plan.all_runs)}")
     typer.echo(f"translate {loaded.encoders.source.name} -> {loaded.encoders.target.name}")
@@ -151,7 +166,7 @@ def why(
     overrides: SetOption = None,
 ) -> None:
     """Print the configuration leaves and the modules whose change makes a rule run again."""
-    jobs = _plan(config, overrides, Path("results"), Path("results/data")).jobs
+    jobs = _plan(config, overrides).jobs
     if rule not in jobs:
         raise ConfigError(f"{rule}: no such rule, this experiment has {', '.join(jobs)}")
     for tracked in jobs[rule].tracked:

@@ -9,31 +9,20 @@ parsed in every cluster job.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowkit.errors import ConfigError
+from flowkit.validation import Number, Section, Switch, Whole, nearest, validated
 
-Whole = Annotated[int, Strict()]
-Switch = Annotated[bool, Strict()]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 SamplerName = Annotated[str, Field(pattern=r"^(euler|midpoint|heun)-[1-9][0-9]{0,3}$")]
 Baseline = Literal["constant", "nearest", "ridge", "ridge_ot", "true"]
-BASELINES: tuple[Baseline, ...] = ("constant", "nearest", "ridge", "ridge_ot", "true")
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no silent conversion of text to whole numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-ModelT = TypeVar("ModelT", bound=Section)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class DemoDataset(Section):
@@ -59,6 +48,7 @@ class FolderDataset(Section):
 
 
 Dataset = Annotated[DemoDataset | FolderDataset, Field(discriminator="kind")]
+DATASET_KINDS: dict[str, type[Section]] = {"demo": DemoDataset, "folder": FolderDataset}
 
 
 class Data(Section):
@@ -130,17 +120,19 @@ class Objective(Section):
         "flow", description="Rectified flow, plain regression, or the earlier recipe with its defects."
     )
     prediction: Literal["clean", "velocity"] = Field("clean", description="What the network's output means.")
-    clean_weight: float = Field(1.0, ge=0, description="Weight of the squared error of the clean estimate.")
-    velocity_weight: float = Field(0.0, ge=0, description="Weight of the squared error of the velocity.")
-    semantic_weight: float = Field(
+    clean_weight: Number = Field(1.0, ge=0, description="Weight of the squared error of the clean estimate.")
+    velocity_weight: Number = Field(0.0, ge=0, description="Weight of the squared error of the velocity.")
+    semantic_weight: Number = Field(
         0.0, ge=0, description="Weight of the squared error of the clean estimate in the four-part loss."
     )
-    cosine_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine per token.")
-    consistency_weight: float = Field(0.0, ge=0, description="Weight of one minus the cosine of token means.")
+    cosine_weight: Number = Field(0.0, ge=0, description="Weight of one minus the cosine per token.")
+    consistency_weight: Number = Field(
+        0.0, ge=0, description="Weight of one minus the cosine of token means."
+    )
     time: Literal["uniform", "u_shaped", "logit_normal"] = Field(
         "uniform", description="Distribution of t over the rest of the batch."
     )
-    share_at_zero: float = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0.")
+    share_at_zero: Number = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0.")
     time_gate: Switch = Field(
         True, description="The network sees t x_t, so one Euler step is the regression."
     )
@@ -150,7 +142,7 @@ class Objective(Section):
     clock: Literal["ascending", "earlier"] = Field(
         "ascending", description="Time that the sampler tells the network; 'earlier' is the reversed one."
     )
-    condition_dropout: float = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
+    condition_dropout: Number = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
     feature_scale: Literal["none", "factor", "standardize"] = Field(
         "factor",
         description="Raw features, one number for all, or statistics per channel; undone after sampling.",
@@ -172,15 +164,15 @@ class Train(Section):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="Muon for the matrices inside the blocks and AdamW for the rest, or AdamW alone."
     )
-    muon_learning_rate: float = Field(0.04, gt=0, description="Peak learning rate of Muon.")
-    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    muon_learning_rate: Number = Field(0.04, gt=0, description="Peak learning rate of Muon.")
+    learning_rate: Number = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup_steps: Whole = Field(30, ge=0, description="Steps of linear warm-up.")
-    final_learning_rate_share: float = Field(
+    final_learning_rate_share: Number = Field(
         0.02, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of the peak."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices.")
-    clip_norm: float = Field(1.0, gt=0, description="Limit of the gradient norm.")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are saved.")
+    weight_decay: Number = Field(0.0, ge=0, description="Decoupled weight decay of the matrices.")
+    clip_norm: Number = Field(1.0, gt=0, description="Limit of the gradient norm.")
+    ema_decay: Number = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are saved.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Arithmetic of the forward and backward pass."
     )
@@ -198,7 +190,7 @@ class Sampling(Section):
     samplers: tuple[SamplerName, ...] = Field(
         ("heun-50", "midpoint-2", "euler-1"), min_length=1, description="Named <solver>-<steps>."
     )
-    guidance_scale: float = Field(1.0, ge=0, description="Classifier-free guidance; 1 is none.")
+    guidance_scale: Number = Field(1.0, ge=0, description="Classifier-free guidance; 1 is none.")
     seed: Whole = Field(0, ge=0, description="Seed of the start noise; each image has its own stream.")
 
     @field_validator("samplers")
@@ -224,12 +216,12 @@ class Evaluation(Section):
 class Goals(Section):
     """Demands that the verdicts on the first page are measured against."""
 
-    flow_r2: float = Field(0.91, description="R2 of run 'flow' with euler-1, at least.")
-    ridge_gap_closed: float = Field(
+    flow_r2: Number = Field(0.91, description="R2 of run 'flow' with euler-1, at least.")
+    ridge_gap_closed: Number = Field(
         0.35, description="Share of the gap between ridge and 1 that it closes, at least."
     )
-    above_earlier_recipe: float = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
-    regression_r2: float = Field(0.92, description="R2 of run 'regression', at least.")
+    above_earlier_recipe: Number = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
+    regression_r2: Number = Field(0.92, description="R2 of run 'regression', at least.")
 
 
 class Report(Section):
@@ -277,6 +269,27 @@ class Config(Section):
             name = getattr(self.data, role)
             if name not in self.datasets:
                 raise ValueError(f"data.{role}={name} is not among the data sets {', '.join(self.datasets)}")
+        if self.data.train == self.data.evaluation:
+            raise ValueError(
+                f"data.evaluation={self.data.evaluation} is the training set, name another data set"
+            )
+        train, evaluation = self.datasets[self.data.train], self.datasets[self.data.evaluation]
+        if (
+            isinstance(train, DemoDataset)
+            and isinstance(evaluation, DemoDataset)
+            and train.seed == evaluation.seed
+        ):
+            raise ValueError(
+                f"datasets.{self.data.evaluation}.seed={train.seed} draws the training images again"
+            )
+        if (
+            isinstance(train, FolderDataset)
+            and isinstance(evaluation, FolderDataset)
+            and _is_same(train, evaluation)
+        ):
+            raise ValueError(
+                f"datasets.{self.data.evaluation}.path={evaluation.path} is the training set's folder"
+            )
         if taken := set(self.runs) & {*self.baselines, "baselines"}:
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
         return self
@@ -285,7 +298,7 @@ class Config(Section):
         """Return the sections of run `name` with its overrides merged in; raises `ConfigError` naming the key."""
         if name not in self.runs:
             raise ConfigError(
-                f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{_hint(name, self.runs)}"
+                f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{nearest(name, self.runs)}"
             )
         sections = {section: getattr(self, section).model_dump() for section in RunConfig.model_fields}
         for section, overrides in self.runs[name].items():
@@ -296,7 +309,18 @@ class Config(Section):
             if not isinstance(overrides, dict):
                 raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
             sections[section] |= overrides
-        return _validated(RunConfig, sections, prefix=f"runs.{name}.")
+        run = validated(RunConfig, sections, kinds=DATASET_KINDS, prefix=f"runs.{name}.")
+        guided = run.objective.kind != "regression" and run.sampling.guidance_scale != 1
+        if guided and not run.objective.condition_dropout:
+            raise ConfigError(
+                f"runs.{name}: sampling.guidance_scale={run.sampling.guidance_scale} needs a run that was trained "
+                "with objective.condition_dropout above 0"
+            )
+        return run
+
+
+def _is_same(one: FolderDataset, other: FolderDataset) -> bool:
+    return Path(one.path).resolve() == Path(other.path).resolve()
 
 
 def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
@@ -309,7 +333,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     raw = {**raw}
     for override in overrides:
         raw = _override(raw, override)
-    config = _validated(Config, raw)
+    config = validated(Config, raw, kinds=DATASET_KINDS)
     for name in config.runs:
         config.run(name)
     return config
@@ -337,7 +361,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file, give the path of a YAML configuration")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections with keys, found {type(raw).__name__}")
@@ -350,47 +374,13 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override}: expected section.key=value")
     head, _, rest = key.partition(".")
     if not rest:
-        return {**raw, head: yaml.safe_load(text)}
+        try:
+            return {**raw, head: yaml.safe_load(text)}
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"--set {override}: not readable as YAML: {' '.join(str(error).split())}"
+            ) from error
     below = raw.get(head) or {}
     if not isinstance(below, dict):
         raise ConfigError(f"--set {override}: {head} is a value, it has no keys below it")
     return {**raw, head: _override(below, f"{rest}={text}")}
-
-
-def _validated(model: type[ModelT], raw: dict[str, Any], prefix: str = "") -> ModelT:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(model, item, prefix) for item in error.errors())) from None
-
-
-def _describe(model: type[BaseModel], item: Any, prefix: str) -> str:
-    """Return one line for one validation problem: key, value, what is expected, the nearest key."""
-    location = [str(part) for part in item["loc"] if part not in ("demo", "folder")]
-    where = prefix + ".".join(location) if location else "config"
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(model, item["loc"][:-1])
-        return f"{where}: unknown key{_hint(location[-1], known) or '; known here: ' + ', '.join(known)}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"{where}: missing, it has no default"
-    if isinstance(item["input"], (dict, BaseModel)):
-        return f"{where}: {message}"
-    return f"{where}={item['input']!r}: {message}"
-
-
-def _hint(word: str, known: Any) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{nearest[0]}'?" if nearest else ""
-
-
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Return the keys that exist at a place of the model, following the sections named in `location`."""
-    kinds: dict[str, type[BaseModel]] = {"demo": DemoDataset, "folder": FolderDataset}
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if part in kinds:
-            model = kinds[part]
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)

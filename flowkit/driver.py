@@ -19,7 +19,7 @@ from typing import IO
 
 from flowkit.errors import StageError
 from flowkit.progress import logger
-from flowkit.runtime import process_identity
+from flowkit.runtime import ORPHAN_EXIT_CODE, process_identity
 
 LOCK = Path(".snakemake/flowkit-driver.lock")
 LOCKS = Path(".snakemake/locks")
@@ -51,14 +51,18 @@ def hold_driver_lock(*, wait_seconds: float = 0.0) -> None:
 
 def run_snakemake(arguments: list[str], *, parent: int = 0) -> int:
     """Run `snakemake ARGUMENTS` and return its exit code; it ends when process `parent` or this one is gone."""
+    identity = process_identity(parent) if parent > 1 else None
+    if parent > 1 and identity is None:
+        return ORPHAN_EXIT_CODE
     hold_driver_lock(wait_seconds=ORPHAN_WAIT_SECONDS)
     command = [sys.executable, "-m", "snakemake"]
     environment = {**os.environ, HELD_BY_PARENT: "1"}
     if LOCKS.is_dir() and any(LOCKS.iterdir()):
         logger.info("unlocking, the driver that left the lock is gone")
-        subprocess.run([*command, *arguments, "--unlock", "--quiet", "all"], check=True, env=environment)
+        unlocked = subprocess.run([*command, *arguments, "--unlock", "--quiet", "all"], env=environment)
+        if unlocked.returncode:
+            return unlocked.returncode
     child = subprocess.Popen([*command, *arguments], preexec_fn=_die_with_parent, env=environment)
-    identity = process_identity(parent) if parent > 1 else None
     while (code := child.poll()) is None:
         if identity is not None and process_identity(parent) != identity:
             logger.info("process %d that started this workflow is gone, ending", parent)

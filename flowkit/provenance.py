@@ -28,11 +28,14 @@ PACKAGE = "flowkit"
 # Modules that cannot change a number: their values are tracked as leaves, or they only speak, wait or name folders.
 NOT_FINGERPRINTED = {
     "flowkit.config": "declarations; the values that a stage sees are tracked one by one",
+    "flowkit.validation": "how declarations are checked",
+    "flowkit.machine": "where results lie and how many tars one job takes",
     "flowkit.errors": "wording of errors",
     "flowkit.progress": "what is printed while working",
     "flowkit.paths": "names of folders",
     "flowkit.provenance": "how provenance itself is recorded",
     "flowkit.runtime": "threads, locks and the life of a process",
+    "flowkit.stages.fingerprint": "how fingerprints are taken",
     "flowkit.stages.session": "how results are adopted and committed",
 }
 RECORDED_PACKAGES = (

@@ -160,7 +160,7 @@ class Translator:
         )
         encoded = self.network.encode_condition(source)
         null = None
-        if guidance_scale != CONDITIONAL:
+        if guidance_scale != CONDITIONAL and not self.is_regression:
             dropped = torch.zeros(len(source), dtype=torch.bool, device=self.device)
             null = self.network.encode_condition(source, dropped)
         transport = Transport(solver, num_inference_steps, guidance_scale)
@@ -182,8 +182,9 @@ class Translator:
                 f"condition has shape {tuple(condition.shape)}, expected [images, {expected[0]}, {expected[1]}]; "
                 "use tokens of the source encoder and layout that the translator was trained on"
             )
-        trained_for_guidance = not self.is_regression and self.objective_config.condition_dropout > 0
-        if guidance_scale != CONDITIONAL and not trained_for_guidance:
+        if self.is_regression:
+            return
+        if guidance_scale != CONDITIONAL and not self.objective_config.condition_dropout:
             raise ConfigError(
                 f"guidance_scale is {guidance_scale}, expected 1.0 for a translator trained without condition "
                 "dropout; train a flow with condition_dropout > 0"

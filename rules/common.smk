@@ -6,6 +6,7 @@ from pathlib import Path
 from flowkit.config import load_config
 from flowkit.driver import hold_driver_lock
 from flowkit.errors import FlowkitError
+from flowkit.machine import split_machine_settings
 from flowkit.paths import Places
 from flowkit.runtime import prefer_this_python
 from flowkit.stages.specs import Plan
@@ -15,29 +16,17 @@ prefer_this_python()
 
 def load_plan(settings):
     """Return the plan of a configuration; machine settings come from the profile or the environment."""
-    settings = dict(settings)
-    machine = {
-        key: settings.pop(key, os.environ.get(f"FLOWKIT_{key.upper()}", default))
-        for key, default in (
-            ("results", "results"),
-            ("data_root", None),
-            ("shards_per_job", 32),
-        )
-    }
-    overrides = settings.pop("set", ())
-    overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
-    source = settings or Path(workflow.basedir) / "config" / "default.yaml"
-    loaded = load_config(source, overrides)
-    results = Path(machine["results"])
-    places = Places(
-        loaded.experiment, results, Path(machine["data_root"] or results / "data")
+    machine, values, overrides = split_machine_settings(settings, os.environ)
+    loaded = load_config(
+        values or Path(workflow.basedir) / "config" / "default.yaml", overrides
     )
-    return Plan(loaded, places, int(machine["shards_per_job"]))
+    places = Places(loaded.experiment, machine.results, machine.data_root)
+    return Plan(loaded, places, machine.shards_per_job)
 
 
-def jobs_of(stage):
-    """Return the jobs of a stage."""
-    return [job for job in JOBS.values() if job.spec.stage == stage]
+def jobs_of(*stages):
+    """Return the jobs of some stages."""
+    return [job for job in JOBS.values() if job.spec.stage in stages]
 
 
 def spec_of(job):
@@ -52,9 +41,9 @@ except FlowkitError as error:
     raise WorkflowError(str(error))
 
 REPORT_FOLDER = str(PLAN.places.report)
-COMMAND = "python -m flowkit {stage} --spec {{params.spec:q}} --threads {{threads}} --parent $PPID > {{log}} 2>&1"
 
 
-def command(stage):
-    """Return the shell command of a stage."""
-    return COMMAND.format(stage=stage)
+def command(job):
+    """Return the shell command of a job; the stage ends when Snakemake, the parent of the shell, is gone."""
+    options = "--spec {params.spec:q} --threads {threads} --parent $PPID"
+    return f"python -m flowkit {job.spec.stage} {options} > {{log}} 2>&1"

@@ -1,12 +1,12 @@
 # Metrics, one rule per trained run and one for all baselines, and the table that joins them.
 
-for job in jobs_of("evaluate"):
+for job in jobs_of("evaluate", "summary"):
 
     rule:
         name:
             job.name
         input:
-            job.input_manifests,
+            job.declared_inputs,
         output:
             job.manifests,
         log:
@@ -14,7 +14,7 @@ for job in jobs_of("evaluate"):
         priority: job.priority
         conda:
             "../envs/flowkit.yaml"
-        threads: 1
+        threads: job.threads
         resources:
             mem_mb=job.memory_mb,
             runtime=job.runtime_minutes,
@@ -24,31 +24,4 @@ for job in jobs_of("evaluate"):
         message:
             job.name
         shell:
-            command("evaluate")
-
-
-for job in jobs_of("summary"):
-
-    rule:
-        name:
-            job.name
-        input:
-            job.input_manifests,
-        output:
-            job.manifests,
-        log:
-            PLAN.places.log(job.name),
-        priority: job.priority
-        conda:
-            "../envs/flowkit.yaml"
-        threads: 1
-        resources:
-            mem_mb=job.memory_mb,
-            runtime=job.runtime_minutes,
-        params:
-            *job.tracked,
-            spec=spec_of(job),
-        message:
-            job.name
-        shell:
-            command("summary")
+            command(job)

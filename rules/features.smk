@@ -1,12 +1,12 @@
 # Token stores, one per tar and encoder, and the table that pairs their rows.
 
-for job in jobs_of("extract"):
+for job in jobs_of("extract", "pairs"):
 
     rule:
         name:
             job.name
         input:
-            job.input_manifests,
+            job.declared_inputs,
         output:
             job.manifests,
         log:
@@ -14,7 +14,7 @@ for job in jobs_of("extract"):
         priority: job.priority
         conda:
             "../envs/flowkit.yaml"
-        threads: 1
+        threads: job.threads
         resources:
             mem_mb=job.memory_mb,
             runtime=job.runtime_minutes,
@@ -24,31 +24,4 @@ for job in jobs_of("extract"):
         message:
             job.name
         shell:
-            command("extract")
-
-
-for job in jobs_of("pairs"):
-
-    rule:
-        name:
-            job.name
-        input:
-            job.input_manifests,
-        output:
-            job.manifests,
-        log:
-            PLAN.places.log(job.name),
-        priority: job.priority
-        conda:
-            "../envs/flowkit.yaml"
-        threads: 1
-        resources:
-            mem_mb=job.memory_mb,
-            runtime=job.runtime_minutes,
-        params:
-            *job.tracked,
-            spec=spec_of(job),
-        message:
-            job.name
-        shell:
-            command("pairs")
+            command(job)

@@ -5,7 +5,7 @@ localrules:
 
 rule report:
     input:
-        JOBS["report"].input_manifests,
+        JOBS["report"].declared_inputs,
     output:
         manifest=JOBS["report"].manifests,
         pages=report(
@@ -19,7 +19,7 @@ rule report:
         PLAN.places.log("report"),
     conda:
         "../envs/flowkit.yaml"
-    threads: 1
+    threads: JOBS["report"].threads
     resources:
         mem_mb=JOBS["report"].memory_mb,
         runtime=JOBS["report"].runtime_minutes,
@@ -29,4 +29,4 @@ rule report:
     message:
         "report"
     shell:
-        command("report")
+        command(JOBS["report"])

@@ -6,7 +6,7 @@ for job in jobs_of("train"):
         name:
             job.name
         input:
-            job.input_manifests,
+            job.declared_inputs,
         output:
             job.manifests,
         log:
@@ -14,7 +14,7 @@ for job in jobs_of("train"):
         priority: job.priority
         conda:
             "../envs/flowkit.yaml"
-        threads: 1
+        threads: job.threads
         resources:
             mem_mb=job.memory_mb,
             runtime=job.runtime_minutes,
@@ -24,4 +24,4 @@ for job in jobs_of("train"):
         message:
             job.name
         shell:
-            command("train")
+            command(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flowkit.errors import ShardError
 from flowkit.paths import LOCATION
 from flowkit.provenance import read_json
 from flowkit.stages.session import Spec, committed
@@ -13,7 +14,11 @@ from flowkit.stages.session import Spec, committed
 def tar_of(spec: Spec, dataset: str, name: str) -> tuple[Path, dict[str, Any]]:
     """Return the path of one tar of a committed data set and its description {name, bytes, sha256}."""
     content, manifest = committed(spec.places.shards(dataset))
-    described = next(tar for tar in manifest["counts"]["tars"] if tar["name"] == name)
+    described = next((tar for tar in manifest["counts"]["tars"] if tar["name"] == name), None)
+    if described is None:
+        raise ShardError(
+            f"{name}: not among the tars that stage shards found for {dataset}, run that stage again"
+        )
     return content / read_json(content / LOCATION) / name, described
 
 

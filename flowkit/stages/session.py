@@ -8,6 +8,7 @@ A result folder holds
     state/lock             one stage at a time
     state/work-<key>/      partial work; the key is spec + code + input manifests
     state/made-<key>.json  the manifest that this key led to, for adoption without work
+    state/ran-<key>.json   its run record
 
 Only the manifest is a declared output, because Snakemake deletes those before a rerun and after a failure. Work is
 renamed to its content name in one step and the manifest is written last, so a kill leaves either state behind.
@@ -72,6 +73,10 @@ class Session:
         return self._work
 
     @property
+    def _record_of_key(self) -> Path:
+        return self.folder / "state" / f"ran-{self.key}.json"
+
+    @property
     def _work(self) -> Path:
         return self.folder / "state" / f"work-{self.key}"
 
@@ -86,6 +91,8 @@ class Session:
             made.unlink()
             return False
         shutil.rmtree(self._work, ignore_errors=True)
+        if (ran := self._record_of_key).is_file():
+            write_json(self.folder / RUN_RECORD, read_json(ran))
         write_json(self.folder / MANIFEST, manifest)
         logger.info("stage=%s adopted=%s", self.spec.stage, self.folder / manifest["content"])
         return True
@@ -111,7 +118,9 @@ class Session:
         write_json(self.folder / "state" / f"made-{self.key}.json", manifest)
         made.rename(final)
         shutil.rmtree(self._work, ignore_errors=True)
-        write_json(self.folder / RUN_RECORD, self.record.as_dict())
+        record = self.record.as_dict()
+        write_json(self._record_of_key, record)
+        write_json(self.folder / RUN_RECORD, record)
         write_json(self.folder / MANIFEST, manifest)
         _prune(self.folder, keep=content)
         logger.info("stage=%s committed=%s", self.spec.stage, final)
@@ -171,6 +180,7 @@ def _prune(folder: Path, *, keep: str) -> None:
         content = read_json(path)["content"]
         if content not in kept and len(kept) >= KEPT_GENERATIONS:
             path.unlink()
+            path.with_name(path.name.replace("made-", "ran-")).unlink(missing_ok=True)
             shutil.rmtree(folder / content, ignore_errors=True)
         else:
             kept.add(content)

@@ -13,31 +13,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.config import Config, DemoDataset, Encoder, leaves
-from flowkit.encoders.registry import FAMILY_MODULES, encoder_family
+from flowkit.config import Config, DemoDataset, Encoder, FolderDataset, leaves
 from flowkit.errors import ConfigError
 from flowkit.paths import MANIFEST, Places
-from flowkit.provenance import code_fingerprint, digest_of
+from flowkit.provenance import digest_of
 from flowkit.shards.catalogue import list_tars
+from flowkit.stages.fingerprint import code_of
 from flowkit.stages.session import Spec
-
-EARLIER, EARLIER_MODULE = "earlier", "flowkit.flow.earlier"
-TOWER_TRAINING = {
-    "flowkit.encoders.tower_training",
-    "flowkit.encoders.demo_towers",
-    "flowkit.shards.demo_pictures",
-}
-REPORT_FILES = ("report/templates",)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One rule: its name, what its stage is asked, the manifests that it reads and the result folders it fills."""
+    """One rule: its name, what its stage is asked, the results and user's files it reads, the results it fills."""
 
     name: str
     spec: Spec
     inputs: tuple[Path, ...]
     folders: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
+    threads: int = 1
     memory_mb: int = 2000
     runtime_minutes: int = 60
     priority: int = 0
@@ -53,9 +47,9 @@ class Job:
         return [str(folder / MANIFEST) for folder in self.folders]
 
     @property
-    def input_manifests(self) -> list[str]:
-        """Declared inputs."""
-        return [str(folder / MANIFEST) for folder in self.inputs]
+    def declared_inputs(self) -> list[str]:
+        """Manifests of the results that are read, and files that the user brought."""
+        return [*(str(folder / MANIFEST) for folder in self.inputs), *map(str, self.files)]
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,30 @@ class Plan:
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
-        """Jobs by rule name, each after the jobs that it depends on."""
-        return {job.name: replace(job, priority=self._priority(job)) for job in self._all_jobs()}
+        """Jobs by rule name, each after the jobs that it depends on; raises `ConfigError` where names collide."""
+        self._check_sizes()
+        jobs: dict[str, Job] = {}
+        for job in self._all_jobs():
+            if job.name in jobs:
+                raise ConfigError(
+                    f"two rules would be called {job.name}, rename the run, data set or encoder behind it"
+                )
+            jobs[job.name] = replace(job, priority=self._priority(job))
+        return jobs
+
+    def _check_sizes(self) -> None:
+        """Find out before anything runs what could only fail after hours."""
+        train, evaluation = self.config.data.train, self.config.datasets[self.config.data.evaluation]
+        tars, held_out = len(self.tars(train)), self.config.data.validation_shards
+        if held_out >= tars:
+            raise ConfigError(
+                f"data.validation_shards={held_out}: {train} has {tars} tars, leave some for training"
+            )
+        images = self.config.evaluation.images
+        if isinstance(evaluation, DemoDataset) and images > evaluation.images:
+            raise ConfigError(
+                f"evaluation.images={images}: the evaluation set has {evaluation.images} images"
+            )
 
     def _priority(self, job: Job) -> int:
         """Return how early a job should start among those that could: the longest way to the end goes first.
@@ -173,16 +189,31 @@ class Plan:
     def _shards(self, dataset: str) -> Job:
         values = {"datasets": {dataset: self.config.datasets[dataset].model_dump()}}
         spec = self._spec("shards", {"dataset": dataset}, values)
-        return Job(f"shards_{_word(dataset)}", spec, (), (self.places.shards(dataset),))
+        described = self.config.datasets[dataset]
+        files: tuple[Path, ...] = ()
+        if isinstance(described, FolderDataset):
+            files = tuple(Path(described.path) / tar for tar in self.tars(dataset))
+        return Job(f"shards_{_word(dataset)}", spec, (), (self.places.shards(dataset),), files=files)
 
     def _weights(self, encoder: Encoder) -> Job:
         values = self._encoder_values(encoder)
         values["encoder"].pop("precision")
         identity = self.encoder_id(encoder)
         spec = self._spec("weights", {"encoder": identity}, values)
+        file = Path(encoder.name.partition("/")[2])
         return Job(
-            f"weights_{_word(encoder.name)}", spec, (), (self.places.weights(identity),), memory_mb=4000
+            f"weights_{self._encoder_word(encoder)}",
+            spec,
+            (),
+            (self.places.weights(identity),),
+            files=(file,) if file.is_file() else (),
+            memory_mb=4000,
         )
+
+    def _encoder_word(self, encoder: Encoder) -> str:
+        """Return an encoder's part of a rule name; two with one name are told apart by their settings."""
+        is_alone = len({one.name for one in self._encoders}) == len(self._encoders)
+        return _word(encoder.name if is_alone else self.encoder_id(encoder))
 
     def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
         identity, tars = self.encoder_id(encoder), self.tars(dataset)
@@ -200,7 +231,7 @@ class Plan:
             )
             number = f"_{first // self.shards_per_job:04d}" if len(tars) > self.shards_per_job else ""
             yield Job(
-                f"extract_{_word(dataset)}_{_word(encoder.name)}{number}",
+                f"extract_{_word(dataset)}_{self._encoder_word(encoder)}{number}",
                 spec,
                 (self.places.shards(dataset), self.places.weights(identity)),
                 tuple(self.places.store(dataset, identity, tar) for tar in batch),
@@ -303,13 +334,13 @@ class Plan:
         return Job(f"evaluate_{_word(name)}", spec, inputs, folders, memory_mb=4000)
 
     def _summary(self) -> Job:
-        values = {"goals": self.config.goals.model_dump()}
+        values = {"goals": self.config.goals.model_dump(), "runs": self.all_runs}
         target = {"runs": ",".join(self.all_runs), "dataset": self.config.data.evaluation}
         inputs = tuple(self.places.evaluation(run) for run in self.all_runs)
         return Job("summary", self._spec("summary", target, values), inputs, (self.places.summary,))
 
     def _report(self) -> Job:
-        values = {"report": self.config.report.model_dump()}
+        values = {"report": self.config.report.model_dump(), "runs": self.all_runs}
         target = {
             "runs": ",".join(self.all_runs),
             "trained": ",".join(self.config.runs),
@@ -330,30 +361,6 @@ def _serves(job: Job, key: str, value: str) -> bool:
     if named is None and key == "run":
         named = job.spec.target.get("runs") or job.spec.target.get("baselines")
     return named is not None and value in named.split(",")
-
-
-def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
-    """Return the fingerprint of the code that a stage reaches with these values."""
-    leave_out = set()
-    if encoder := values.get("encoder"):
-        leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}
-    if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
-        leave_out |= TOWER_TRAINING
-    choices = (values.get("objective", {}), values.get("model", {}))
-    if not any(EARLIER in chosen.values() for chosen in choices):
-        leave_out.add(EARLIER_MODULE)
-    files = _report_files() if stage == "report" else ()
-    return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)
-
-
-def _report_files() -> tuple[str, ...]:
-    root = Path(__file__).parents[1]
-    return tuple(
-        path.relative_to(root).as_posix()
-        for folder in REPORT_FILES
-        for path in sorted((root / folder).iterdir())
-        if path.is_file()
-    )
 
 
 def _word(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowkit.encoders.registry import encoder_family
 from flowkit.progress import Progress, logger
-from flowkit.provenance import write_json
+from flowkit.provenance import file_digest, write_json
 from flowkit.stages.session import Session, Spec, open_session
 
 ACCURACIES = "accuracies.json"
@@ -21,7 +21,9 @@ MEASURED_IMAGES = 1000
 def run(spec: Spec) -> None:
     """Commit the weights of `target.encoder`."""
     name = spec.values["encoder"]["name"]
-    with open_session(spec, spec.places.weights(spec.target["encoder"]), []) as session:
+    file = Path(name.partition("/")[2])  # a file of the user's, which may be replaced by another
+    content = [file_digest(file)] if file.is_file() else []
+    with open_session(spec, spec.places.weights(spec.target["encoder"]), [], content) as session:
         if session.is_done:
             return
         if spec.values.get("encoders", {}).get("retrain_demo_towers"):

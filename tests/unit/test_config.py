@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from flowkit.config import leaves, load_config
 from flowkit.config_files import config_files
 from flowkit.errors import ConfigError
+from flowkit.machine import split_machine_settings
+from flowkit.paths import Places
+from flowkit.stages.specs import Plan
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "workflow/config/demo.yaml"
@@ -45,6 +49,16 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
         ("data.train=nowhere", "data.train=nowhere is not among the data sets"),
         ("runs.flow.objective.clean_weight=0", "all loss weights are 0"),
         ("goals.flow_r2=high", "goals.flow_r2='high'"),
+        ("goals.flow_r2=.nan", "goals.flow_r2=nan"),
+        ("train.learning_rate=.inf", "train.learning_rate=inf"),
+        ("train.learning_rate=true", "train.learning_rate=True: expected a number, not true or false"),
+        ("train={", "--set train={: not readable as YAML"),
+        ("data.evaluation=shapes-train", "data.evaluation=shapes-train is the training set"),
+        ("datasets.shapes-test.seed=1", "datasets.shapes-test.seed=1 draws the training images again"),
+        (
+            "runs.flow.sampling.guidance_scale=2",
+            "needs a run that was trained with objective.condition_dropout",
+        ),
         ("train", "--set train: expected section.key=value"),
     ],
 )
@@ -53,6 +67,44 @@ def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, sa
         load_config(DEMO, (override,))
     lines = [line for line in str(caught.value).splitlines() if says in line]
     assert len(lines) == 1, caught.value
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.validation_shards=13", "data.validation_shards=13: shapes-train has 13 tars"),
+        ("evaluation.images=9999", "evaluation.images=9999: the evaluation set has 2048 images"),
+        ("runs.earlier-recipe={}", "two rules would be called train_earlier_recipe"),
+    ],
+)
+def test_what_could_only_fail_after_hours_fails_at_once(override: str, says: str) -> None:
+    config = load_config(DEMO, (override,))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        _ = Plan(config, Places("demo", Path("results"), Path("results/data"))).jobs
+
+
+def test_two_settings_of_one_encoder_have_rules_of_their_own() -> None:
+    config = load_config(DEMO, ("encoders.target.name=demo-eva", "encoders.target.precision=bf16"))
+    plan = Plan(config, Places("demo", Path("results"), Path("results/data")))
+    assert len([name for name in plan.jobs if name.startswith("weights_demo_eva_")]) == 2
+
+
+@pytest.mark.parametrize("settings", [{"shards_per_job": 0}, {"shards_per_job": "abc"}, {"set": 5}])
+def test_bad_machine_settings_are_named(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        split_machine_settings(settings, {})
+
+
+def test_machine_settings_come_from_configuration_then_environment_then_default() -> None:
+    machine, values, overrides = split_machine_settings(
+        {"data_root": "/scratch", "set": "train.steps=3", "experiment": "x"}, {"FLOWKIT_RESULTS": "/home/r"}
+    )
+    assert (machine.results, machine.data_root, machine.shards_per_job) == (
+        Path("/home/r"),
+        Path("/scratch"),
+        32,
+    )
+    assert (values, overrides) == ({"experiment": "x"}, ("train.steps=3",))
 
 
 def test_scientific_notation_arrives_as_text_and_is_a_number() -> None:
@@ -70,6 +122,9 @@ def test_missing_file_and_broken_yaml_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
         load_config(tmp_path / "nothing.yaml")
     broken = tmp_path / "broken.yaml"
+    broken.write_bytes(b"experiment: \xff")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not readable as YAML"):
+        load_config(broken)
     broken.write_text("train: [1")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not readable as YAML"):
         load_config(broken)

@@ -9,7 +9,7 @@ import pytest
 
 from flowkit.errors import StageError
 from flowkit.provenance import code_fingerprint, digest_of, folder_digests, read_json, source_hash, write_json
-from flowkit.stages.specs import code_of
+from flowkit.stages.fingerprint import code_of
 
 SOURCE = '''"""Header."""
 import math
@@ -75,6 +75,16 @@ def test_fingerprint_follows_only_the_chosen_objective_and_encoder() -> None:
     assert "flowkit.encoders.tower_training" not in _modules(
         code_of("weights", {"encoder": {"name": "demo-vit"}})
     )
+
+
+def test_weights_that_come_with_the_package_count_and_their_training_does_not() -> None:
+    code = code_of("weights", {"encoder": {"name": "demo-vit"}})
+    assert any(entry.startswith("encoders/assets/demo-vit.safetensors@") for entry in code)
+    assert not {name for name in _modules(code) if name.startswith("flowkit.shards")}
+    retrained = code_of(
+        "weights", {"encoder": {"name": "demo-vit"}, "encoders": {"retrain_demo_towers": True}}
+    )
+    assert {"flowkit.encoders.tower_training", "flowkit.shards.demo_shapes"} <= _modules(retrained)
 
 
 def test_report_fingerprint_holds_its_templates() -> None:

@@ -56,6 +56,7 @@ def test_going_back_to_earlier_values_costs_nothing(tmp_path: Path) -> None:
     assert _make(_spec(tmp_path, steps=2), folder, "two")
     assert not _make(_spec(tmp_path, steps=1), folder, "one")
     assert (committed(folder)[0] / "result.txt").read_text() == "one"
+    assert json.loads((folder / "run.json").read_text())["spec"]["values"] == {"steps": 1}
 
 
 def test_old_generations_are_pruned(tmp_path: Path) -> None:

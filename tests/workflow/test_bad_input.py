@@ -108,6 +108,13 @@ def test_tar_without_images_and_truncated_tar(own) -> None:
     assert "own/train/1.tar" in _error(own, "extract", "--config", "own.yaml", "--dataset", "train")
 
 
+def test_tar_that_came_later_names_the_stage_to_run(own) -> None:
+    _extract(own)
+    (own.folder / "own/train/0.tar").rename(own.folder / "own/train/2.tar")
+    said = _error(own, "extract", "--config", "own.yaml", "--dataset", "train")
+    assert "2.tar: not among the tars that stage shards found for train" in said
+
+
 def test_undecodable_image_is_a_counted_reject(own) -> None:
     _tar(
         own.folder / "own/train/1.tar",

@@ -37,10 +37,11 @@ def _processes_of(folder: Path) -> list[int]:
 
 
 def _manifests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): path.read_text()
-        for path in sorted(folder.rglob("results/**/manifest.json"))
-    }
+    """Return every manifest but that of the pages, which show how long each stage took."""
+    found = sorted(
+        set(folder.rglob("results/**/manifest.json")) - set(folder.rglob("results/*/site/manifest.json"))
+    )
+    return {str(path.relative_to(folder)): path.read_text() for path in found}
 
 
 class Driver:
@@ -56,17 +57,17 @@ class Driver:
         self.folder = project.folder
 
     def kill(self, whom: str) -> bool:
-        """Kill -9 the shell that stands for make, or Snakemake; False if it had already ended."""
-        if whom == "make":
-            victims = [self.shell.pid]
-        else:
-            victims = [pid for pid in _processes_of(self.folder) if _is_snakemake(pid)]
-        for pid in victims:
-            try:
+        """Kill -9 the shell that stands for make, or Snakemake; False if the workflow had already ended."""
+        while self.shell.poll() is None:
+            victims = (
+                [self.shell.pid] if whom == "make" else [*filter(_is_snakemake, _processes_of(self.folder))]
+            )
+            for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return False
-        return bool(victims)
+            if victims:
+                return True
+            time.sleep(0.1)  # the driver has not started Snakemake yet
+        return False
 
 
 def _is_snakemake(pid: int) -> bool:
@@ -87,7 +88,7 @@ def test_killed_workflow_finishes_with_the_same_results(finished, tmp_path: Path
         driver = Driver(project)
         time.sleep(dice.uniform(3, 18))
         kills += driver.kill(whom)
-        driver.shell.wait(timeout=60)
+        driver.shell.wait(timeout=300)
         deadline = time.monotonic() + SECONDS_TO_END
         while (left := _processes_of(project.folder)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -122,6 +123,32 @@ def test_a_second_driver_is_refused_while_the_first_lives(finished) -> None:
         first.wait()
 
 
-def test_threads_come_from_snakemake(finished) -> None:
-    logs = "".join(path.read_text() for path in (finished.folder / "results/tiny/logs").glob("*.log"))
-    assert len(re.findall(r"--threads 1 ", logs)) >= 20
+def test_threads_of_a_rule_are_the_threads_of_its_libraries(finished) -> None:
+    """A stage process with --threads 3 uses three, and every rule passes on what Snakemake gives it."""
+    code = (
+        "import sys; from flowkit.runtime import set_threads; set_threads(3); import torch; "
+        "print(torch.get_num_threads())"
+    )
+    environment = {
+        key: value for key, value in finished.environment.items() if not key.endswith("_NUM_THREADS")
+    }
+    said = subprocess.check_output(
+        [sys.executable, "-c", code], env=environment, cwd=finished.folder, text=True
+    )
+    assert said.strip() == "3"
+    shells = re.findall(
+        r"python -m flowkit (\w+) .*--threads (\d+) --parent", finished.snakemake("-n", "-F", "-p")
+    )
+    assert {stage for stage, _ in shells} >= {"extract", "train", "sample", "evaluate", "report"}
+    assert {threads for _, threads in shells} == {"1"}
+
+
+def test_driver_does_not_start_for_a_parent_that_is_gone(finished) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    words = [word.format(parent=gone.pid) for word in RUN]
+    done = subprocess.run(
+        words, cwd=finished.folder, env=finished.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 113
+    assert "Building DAG" not in done.stdout + done.stderr

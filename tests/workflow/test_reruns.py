@@ -87,6 +87,19 @@ def test_shards_per_job_is_no_reason_to_run(finished) -> None:
     assert finished.planned("--config", "shards_per_job=1") == {}
 
 
+def test_switch_to_retrain_the_demo_encoders_plans_their_training(finished) -> None:
+    planned = finished.planned("--config", "set=encoders.retrain_demo_towers=true")
+    assert {"weights_demo_eva", "weights_demo_vit"} | EXTRACTED | AFTER_PAIRS <= set(planned)
+
+
+def test_changed_values_by_hand_need_an_experiment_of_their_own(finished) -> None:
+    said = finished.flowkit(
+        "train", "--config", "tiny.yaml", "--run", "flow", "--set", "train.steps=9", check=False
+    )
+    assert "makes another experiment, give it a name" in said
+    assert finished.planned() == {}
+
+
 def test_touch_accepts_a_harmless_edit(finished) -> None:
     original = (ROOT / "flowkit/evaluation/retrieval.py").read_text()
     try:

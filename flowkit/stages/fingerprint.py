@@ -1,0 +1,49 @@
+"""Which code and which data files of the package a stage reaches with the values of its spec.
+
+Where a registry chooses one of several modules, only the chosen one counts: an edit in one encoder family, or in the
+earlier recipe, concerns nobody who does not use it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowkit.encoders.registry import FAMILY_MODULES, encoder_family
+from flowkit.provenance import code_fingerprint
+
+EARLIER, EARLIER_MODULE = "earlier", "flowkit.flow.earlier"
+TOWER_TRAINING = {
+    "flowkit.encoders.tower_training",
+    "flowkit.encoders.demo_towers",
+    "flowkit.shards.demo_pictures",
+    "flowkit.shards.demo_shapes",
+}
+REPORT_FILES = ("report/templates",)
+
+
+def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprint of the code that a stage reaches with these values."""
+    leave_out = set()
+    encoder = values.get("encoder", {})
+    if encoder:
+        leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}
+    files = _report_files() if stage == "report" else ()
+    if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
+        leave_out |= TOWER_TRAINING
+        if encoder_family(encoder["name"]) != "open_clip":
+            files = (f"encoders/assets/{encoder['name']}.safetensors",)
+    choices = (values.get("objective", {}), values.get("model", {}))
+    if not any(EARLIER in chosen.values() for chosen in choices):
+        leave_out.add(EARLIER_MODULE)
+    return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)
+
+
+def _report_files() -> tuple[str, ...]:
+    root = Path(__file__).parents[1]
+    return tuple(
+        path.relative_to(root).as_posix()
+        for folder in REPORT_FILES
+        for path in sorted((root / folder).iterdir())
+        if path.is_file()
+    )
