@@ -37,10 +37,10 @@ $(EXPERIMENT)/report.zip: $(EXPERIMENT)/site/manifest.json
 	@mv $(EXPERIMENT)/partial/report.zip $@ && rmdir $(EXPERIMENT)/partial
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(INSTALLED)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

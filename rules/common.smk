@@ -43,7 +43,6 @@ except FlowkitError as error:
 REPORT_FOLDER = str(PLAN.places.report)
 
 
-def command(job):
-    """Return the shell command of a job; the stage ends when Snakemake, the parent of the shell, is gone."""
-    options = "--spec {params.spec:q} --threads {threads} --parent $PPID"
-    return f"python -m flowkit {job.spec.stage} {options} > {{log}} 2>&1"
+# A stage ends when Snakemake, the parent of its shell, is gone. The text must not depend on a loop's variable: shell
+# commands are put together when a job runs.
+COMMAND = "python -m flowkit {params.stage} --spec {params.spec:q} --threads {threads} --parent $PPID > {log} 2>&1"

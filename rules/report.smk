@@ -25,8 +25,9 @@ rule report:
         runtime=JOBS["report"].runtime_minutes,
     params:
         *JOBS["report"].tracked,
+        stage="report",
         spec=spec_of(JOBS["report"]),
     message:
         "report"
     shell:
-        command(JOBS["report"])
+        COMMAND

@@ -20,8 +20,9 @@ for job in jobs_of("shards"):
             runtime=job.runtime_minutes,
         params:
             *job.tracked,
+            stage=job.spec.stage,
             spec=spec_of(job),
         message:
             job.name
         shell:
-            command(job)
+            COMMAND
