@@ -69,6 +69,7 @@ def _plan(
 def _add_stage(stage: str, help_text: str) -> None:
     @app.command(stage, help=help_text)
     def command(
+        context: typer.Context,
         spec: Annotated[str | None, typer.Option(help="What to do, as JSON; rules pass this.")] = None,
         config: Annotated[Path | None, typer.Option(help="YAML configuration, instead of --spec.")] = None,
         overrides: SetOption = None,
@@ -87,7 +88,8 @@ def _add_stage(stage: str, help_text: str) -> None:
         if spec is not None:
             specs = [spec_from_json(stage, spec)]
         else:
-            _demand_own_experiment(stage, overrides)
+            has_own_data = _is_given(context, "data_root")
+            _demand_own_place(stage, overrides, has_own_data=has_own_data)
             plan = _plan(config or Path(), overrides, results, data_root)
             specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
         for one in specs:
@@ -100,11 +102,24 @@ def _add_stage(stage: str, help_text: str) -> None:
             importlib.import_module(f"flowkit.stages.{stage}").run(one)
 
 
-def _demand_own_experiment(stage: str, overrides: list[str] | None) -> None:
+def _is_given(context: typer.Context, option: str) -> bool:
+    """True if an option stands on the command line itself and does not come from the environment or a default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _demand_own_place(stage: str, overrides: list[str] | None, *, has_own_data: bool) -> None:
     """Refuse to leave results of other values where the workflow would take them for its own."""
-    if overrides and not any(override.startswith("experiment=") for override in overrides):
+    if not overrides:
+        return
+    if not any(override.startswith("experiment=") for override in overrides):
         raise ConfigError(
             f"flowkit {stage}: --set {overrides[0]} makes another experiment, give it a name: --set experiment=NAME"
+        )
+    of_data = [override for override in overrides if override.startswith(("datasets.", "encoders."))]
+    if of_data and not has_own_data:
+        raise ConfigError(
+            f"flowkit {stage}: --set {of_data[0]} changes what all experiments share, give it a place: --data-root DIR"
         )
 
 

@@ -97,6 +97,9 @@ def test_changed_values_by_hand_need_an_experiment_of_their_own(finished) -> Non
         "train", "--config", "tiny.yaml", "--run", "flow", "--set", "train.steps=9", check=False
     )
     assert "makes another experiment, give it a name" in said
+    shared = ("--set", "experiment=trial", "--set", "datasets.train.images=80")
+    said = finished.flowkit("shards", "--config", "tiny.yaml", *shared, check=False)
+    assert "changes what all experiments share, give it a place: --data-root DIR" in said
     assert finished.planned() == {}
 
 
