@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, StoreError
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.metrics import mean_over_images
 from flowkit.evaluation.retrieval import Captions
@@ -131,7 +131,13 @@ class Truth:
 
 
 def _read_samples(folder: Path) -> Floats:
+    """Return the predicted tokens, one row per image; a sample that was refused would shift all rows after it."""
     store = TokenStore(folder)
+    if refused := len(store.rejects):
+        raise StoreError(
+            f"{folder}: {refused} of {refused + len(store)} samples are not finite or beyond float16, the first is "
+            f"number {store.rejects['index'].iloc[0]}; the run has diverged, lower its learning rate or guidance"
+        )
     return store.read_tokens(range(len(store))).astype(np.float32)
 
 

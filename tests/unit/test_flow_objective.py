@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import paired_material
 import pytest
 import torch
 
 from flowkit.flow import path
 from flowkit.flow.noise import isotropic
-from flowkit.flow.objective import Draws, ObjectiveConfig, Transport
+from flowkit.flow.objective import Draws, Transport
 from flowkit.flow.registry import build_head, build_objective
 
 B, T, C = 8, 3, 4
-FLOW = ObjectiveConfig(
-    kind="flow",
-    prediction="clean",
-    clean_weight=1.0,
-    velocity_weight=0.0,
-    semantic_weight=0.0,
-    cosine_weight=0.0,
-    consistency_weight=0.0,
-    time="uniform",
-    share_at_zero=0.5,
-    time_gate=True,
-    start_noise="isotropic",
-    condition_dropout=0.0,
-    clock="ascending",
-)
+FLOW = replace(paired_material.FLOW, start_noise="isotropic", condition_dropout=0.0)
 FOUR_PARTS = replace(
     FLOW,
     prediction="velocity",

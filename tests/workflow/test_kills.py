@@ -141,6 +141,9 @@ def test_threads_of_a_rule_are_the_threads_of_its_libraries(finished) -> None:
     )
     assert {stage for stage, _ in shells} >= {"extract", "train", "sample", "evaluate", "report"}
     assert {threads for _, threads in shells} == {"1"}
+    more = finished.snakemake("-n", "-F", "-p", "--set-threads", "summary=2")
+    assert "python -m flowkit summary" in more
+    assert re.findall(r"python -m flowkit summary .*--threads (\d+) --parent", more) == ["2"]
 
 
 def test_driver_does_not_start_for_a_parent_that_is_gone(finished) -> None:
