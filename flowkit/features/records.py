@@ -126,6 +126,8 @@ class RecordReader:
         rows: Sequence[int] | NDArray[np.integer],
         out: HalfArray,
         slots: Sequence[int] | NDArray[np.integer],
+        *,
+        check: bool = True,
     ) -> None:
         """Read record `rows[k]` into `out[slots[k]]` for every k; see `read`."""
         if out.shape[1:] != self.layout.shape or out.dtype != np.float16 or not out.flags.c_contiguous:
@@ -144,8 +146,14 @@ class RecordReader:
             found = os.preadv(file.descriptor, [record, crc], row * stride)
             if found != stride:
                 raise StoreError(f"{self.path}: row {row} ends after {found} of {stride} bytes; {REMEDY}")
-            if google_crc32c.value(record) != int.from_bytes(crc, "little"):
+            if check and google_crc32c.value(record) != int.from_bytes(crc, "little"):
                 raise StoreError(f"{self.path}: row {row} does not match its checksum; {REMEDY}")
+
+    def will_need(self, rows: Sequence[int] | NDArray[np.integer]) -> None:
+        """Ask the system to fetch the records `rows` from disk in the background."""
+        file, stride = _open_files.get(self._number, self.path), self.layout.stride
+        for row in map(int, rows):
+            os.posix_fadvise(file.descriptor, row * stride, stride, os.POSIX_FADV_WILLNEED)
 
     def check_index(self) -> None:
         """Raise `StoreError` unless the index at the end is the one that these records must have."""

@@ -104,6 +104,22 @@ class TokenStore:
         """Pooled embeddings [n, P] float16 of `rows`, checksums verified."""
         return self.array(POOLED).read(rows)
 
+    def record_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one record of the array `name`: (T, D) of "tokens", (P,) of "pooled"."""
+        return self.array(name).layout.shape
+
+    def read_into(self, name: str, rows: Rows, out: HalfArray, slots: Rows, *, check: bool = True) -> None:
+        """Read record `rows[k]` of the array `name` into `out[slots[k]]` for every k, for loaders.
+
+        `out` is C-contiguous float16 [slots, *record_shape(name)]. Checksums are verified unless `check` is
+        false. Safe to call from several threads at once, on different slots.
+        """
+        self.array(name).read_into(rows, out, slots, check=check)
+
+    def will_need(self, name: str, rows: Rows) -> None:
+        """Ask the system to fetch these records from disk in the background; a hint, never an error."""
+        self.array(name).will_need(rows)
+
     def verify(self) -> int:
         """Check every record and index: the number of records, or `StoreError` on the first bad one."""
         for reader in self._arrays.values():

@@ -93,6 +93,25 @@ def test_reads_into_a_given_buffer(pristine: Path) -> None:
         store.read_tokens([4], np.empty((1, *TOKEN_SHAPE), np.float32))
 
 
+def test_loader_fills_the_slots_it_names(pristine: Path) -> None:
+    store = TokenStore(pristine)
+    buffer = np.zeros((4, *store.record_shape("tokens")), np.float16)
+    store.will_need("tokens", [4, 2])
+    store.read_into("tokens", [4, 2], buffer, np.array([3, 1]))
+    np.testing.assert_array_equal(buffer[[3, 1]], [token_values(KEPT[4]), token_values(KEPT[2])])
+    assert not buffer[[0, 2]].any()
+
+
+def test_loader_may_leave_out_the_checksums(store_path: Path) -> None:
+    with (store_path / "pooled/c.0.0").open("r+b") as file:
+        file.write(b"\xff")
+    store = TokenStore(store_path)
+    buffer = np.empty((1, *store.record_shape("pooled")), np.float16)
+    store.read_into("pooled", [0], buffer, [0], check=False)
+    with pytest.raises(StoreError, match="row 0 does not match its checksum"):
+        store.read_into("pooled", [0], buffer, [0])
+
+
 @pytest.mark.parametrize("row", [-1, len(KEPT)])
 def test_row_out_of_range_is_refused(pristine: Path, row: int) -> None:
     with pytest.raises(IndexError, match=rf"row {row} .* 17 samples"):
