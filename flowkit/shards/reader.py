@@ -1,9 +1,13 @@
-"""Reads webdataset tars with Python's tarfile, so that every fault is seen.
+"""Reads webdataset tars so that every fault is seen.
 
 A sample is all members that share a key: the member's path up to the first dot of its base name; the rest, in
 lower case, is the extension. Images: jpg, jpeg, png, webp. Captions: `.txt` (one) and the list "captions" of
 a `.json` object, whose "attributes" object is kept too. A damaged tar is a `ShardError`; a damaged sample is
 a `Reject` with its reason, never a made-up image or caption.
+
+Pictures become RGB as PIL converts them: CMYK without colour profile, alpha dropped, 16 bits by their upper 8, the
+first of several frames, orientation tags ignored (so does open_clip). More than `IMAGE_PIXELS_MAX` pixels are refused
+from the header, before memory is spent.
 """
 
 from __future__ import annotations
@@ -12,22 +16,24 @@ import io
 import json
 import re
 import struct
-import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from flowkit.errors import ShardError
+from flowkit.shards.tar_members import Member, list_members
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 IMAGE_PIXELS_MAX = 64_000_000
-BLOCK_BYTES = 512
-_MEMBER_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
+IMAGE_BYTES_MAX = 1 << 28
+TEXT_BYTES_MAX = 1 << 20
 _DECODER_FAULTS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
     zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -66,19 +72,43 @@ class _Fault(Exception):
     """Why a single sample is rejected."""
 
 
-def read_samples(tar: Path) -> Iterator[Sample | Reject]:
-    """Return the samples and rejects of a tar in order of first appearance.
+@dataclass(frozen=True)
+class Listing:
+    """What a tar holds: its samples, good or bad, in order of first appearance."""
 
-    The member list is checked at the call: raises `ShardError` if the tar is missing, not a tar, truncated,
-    continued behind its end mark, or has no image.
+    tar: Path
+    members: Mapping[str, list[Member]]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Sample | Reject]:
+        """Yield the samples and rejects number `start` to `stop`, reading only their bytes."""
+        with self.tar.open("rb") as stream:
+            for index, (key, group) in islice(enumerate(self.members.items()), start, stop):
+                try:
+                    yield _sample(self.tar, stream, index, key, group)
+                except _Fault as fault:
+                    yield Reject(index, key, str(fault))
+
+
+def list_samples(tar: Path) -> Listing:
+    """List a tar without reading its contents.
+
+    Raises `ShardError` if it is missing, not a tar, truncated, continued behind its end mark, or has no image.
     """
-    members = _list_members(tar)
-    if not any(extension in IMAGE_EXTENSIONS for group in members.values() for extension, _ in group):
+    members = list_members(tar)
+    if not any(member.extension in IMAGE_EXTENSIONS for group in members.values() for member in group):
         raise ShardError(
             f"{tar} has {len(members)} samples but no image ({', '.join(IMAGE_EXTENSIONS)}); "
             "check that it is a webdataset tar of images"
         )
-    return _read_listed(tar, members)
+    return Listing(tar, members)
+
+
+def read_samples(tar: Path) -> Iterator[Sample | Reject]:
+    """Return all samples and rejects of a tar; raises `ShardError` at the call as `list_samples` does."""
+    return list_samples(tar).read()
 
 
 def decode_image(sample: Sample) -> Image.Image:
@@ -90,7 +120,7 @@ def decode_image(sample: Sample) -> Image.Image:
                 raise UndecodableImage(
                     f"image undecodable: {width} x {height} pixels, more than {IMAGE_PIXELS_MAX}"
                 )
-            return image.convert("RGB")
+            return _as_rgb(image)
     except UndecodableImage:
         raise
     except _DECODER_FAULTS as fault:
@@ -101,54 +131,34 @@ def decode_image(sample: Sample) -> Image.Image:
         raise UndecodableImage(f"image undecodable: {text}") from fault
 
 
-def _list_members(tar: Path) -> dict[str, list[tuple[str, tarfile.TarInfo]]]:
-    """Return key -> [(extension, member)] in order of first appearance, after checking the structure."""
-    try:
-        with tar.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            infos = archive.getmembers()
-            _check_end(tar, stream, archive.offset)
-    except (tarfile.TarError, EOFError) as fault:
-        raise ShardError(f"{tar} is damaged or no tar ({fault}); fetch or write it again") from fault
-    except FileNotFoundError as fault:
-        raise ShardError(f"{tar} does not exist; fetch or write it first") from fault
-    members: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
-    for info in infos:
-        match = _MEMBER_NAME.match(info.name)
-        if info.isfile() and match:
-            members.setdefault(match[1], []).append((match[2].lower(), info))
-    return members
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.format == "JPEG" and image.mode == "RGB":
+        image.load()
+        return image  # converting would copy it
+    return image.convert("RGB")
 
 
-def _check_end(tar: Path, stream: BinaryIO, end: int) -> None:
-    """Check that only zeros follow from byte `end`: tarfile stops in silence at the first odd header."""
-    stream.seek(end)
-    first = stream.read(BLOCK_BYTES)
-    if len(first) < BLOCK_BYTES:
-        raise ShardError(f"{tar} is truncated: no end mark at byte {end}; fetch or write it again")
-    if any(first):
-        raise ShardError(f"{tar} is damaged: no valid header at byte {end}; fetch or write it again")
-    while chunk := stream.read(1 << 20):
-        if any(chunk):
-            raise ShardError(f"{tar} goes on behind its end mark at byte {end}, as joined tars do; split it")
+def _sample(tar: Path, stream: BinaryIO, index: int, key: str, group: list[Member]) -> Sample:
+    parts = _checked(group)
+    image = next(member for extension, member in parts.items() if extension in IMAGE_EXTENSIONS)
+    captions, attributes = _captions(
+        text=_content(tar, stream, parts["txt"]) if "txt" in parts else None,
+        record=_content(tar, stream, parts["json"]) if "json" in parts else None,
+    )
+    if not captions:
+        raise _Fault("caption missing")
+    return Sample(index, key, _content(tar, stream, image), captions, attributes)
 
 
-def _read_listed(
-    tar: Path, members: dict[str, list[tuple[str, tarfile.TarInfo]]]
-) -> Iterator[Sample | Reject]:
-    with tar.open("rb") as stream:
-        for index, (key, group) in enumerate(members.items()):
-            try:
-                yield _sample(tar, stream, index, key, group)
-            except _Fault as fault:
-                yield Reject(index, key, str(fault))
-
-
-def _sample(
-    tar: Path, stream: BinaryIO, index: int, key: str, group: list[tuple[str, tarfile.TarInfo]]
-) -> Sample:
-    parts = dict(group)
+def _checked(group: list[Member]) -> dict[str, Member]:
+    """Return extension -> member of a sample that can be read; raises `_Fault` from the headers alone."""
+    if faults := [member.fault for member in group if member.fault]:
+        raise _Fault(faults[0])
+    parts = {member.extension: member for member in group}
     if len(parts) < len(group):
-        extensions = [extension for extension, _ in group]
+        extensions = [member.extension for member in group]
         twice = next(extension for extension in extensions if extensions.count(extension) > 1)
         raise _Fault(f"member .{twice} occurs more than once")
     images = [extension for extension in parts if extension in IMAGE_EXTENSIONS]
@@ -156,24 +166,21 @@ def _sample(
         raise _Fault("image missing")
     if len(images) > 1:
         raise _Fault(f"more than one image: .{', .'.join(images)}")
-    captions, attributes = _captions(
-        text=_content(tar, stream, parts["txt"]) if "txt" in parts else None,
-        record=_content(tar, stream, parts["json"]) if "json" in parts else None,
-    )
-    if not captions:
-        raise _Fault("caption missing")
-    image = _content(tar, stream, parts[images[0]])
-    if not image:
+    limits = {images[0]: IMAGE_BYTES_MAX, "txt": TEXT_BYTES_MAX, "json": TEXT_BYTES_MAX}
+    for extension, limit in limits.items():
+        if extension in parts and parts[extension].bytes > limit:
+            raise _Fault(f"member .{extension} too large: {parts[extension].bytes} bytes, at most {limit}")
+    if not parts[images[0]].bytes:
         raise _Fault("image empty")
-    return Sample(index, key, image, captions, attributes)
+    return parts
 
 
-def _content(tar: Path, stream: BinaryIO, info: tarfile.TarInfo) -> bytes:
-    stream.seek(info.offset_data)
-    content = stream.read(info.size)
-    if len(content) < info.size:
+def _content(tar: Path, stream: BinaryIO, member: Member) -> bytes:
+    stream.seek(member.offset)
+    content = stream.read(member.bytes)
+    if len(content) < member.bytes:
         raise ShardError(
-            f"{tar} became shorter while it was read (member {info.name}); fetch or write it again"
+            f"{tar} became shorter while it was read (member {member.name}); fetch or write it again"
         )
     return content
 
@@ -192,7 +199,7 @@ def _captions(
     if record is not None:
         try:
             fields = json.loads(record)
-        except ValueError as fault:
+        except (ValueError, RecursionError) as fault:
             raise _Fault(f"json unreadable: {fault}") from fault
         if not isinstance(fields, dict):
             raise _Fault(f"json is a {type(fields).__name__}, expected an object")
