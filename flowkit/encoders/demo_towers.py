@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from timm.models.eva import Eva
 from torch import nn
 
-from flowkit.encoders.open_clip_tower import OpenClipEncoder
+from flowkit.encoders.open_clip_encoder import OpenClipEncoder
 from flowkit.errors import EncoderError
 
 ASSETS = Path(__file__).parent / "assets"

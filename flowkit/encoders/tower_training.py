@@ -118,7 +118,10 @@ def measure_tower(
     of the class name alone, one-object images.
     """
     pooled = torch.cat(
-        [encoder.encode(normalise_pixels(chunk))[1] for chunk in np.array_split(pictures.pixels_NHWC, 10)]
+        [
+            encoder.encode(normalise_pixels(chunk))[1].cpu()
+            for chunk in np.array_split(pictures.pixels_NHWC, 10)
+        ]
     )
     images = F.normalize(pooled, dim=-1)
     texts = F.normalize(encoder.encode_text(pictures.captions), dim=-1)

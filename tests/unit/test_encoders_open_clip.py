@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flowkit.encoders import open_clip_tower
-from flowkit.encoders.open_clip_tower import OpenClipEncoder, find_weights
+from flowkit.encoders.open_clip_encoder import OpenClipEncoder
+from flowkit.encoders.open_clip_tower import find_weights
 from flowkit.encoders.registry import FAMILY_MODULES, encoder_family, load_encoder
 from flowkit.errors import EncoderError
 
