@@ -1,22 +1,31 @@
-"""The row journal of a store that is being written: one JSON line per model batch.
+"""The row journal of a store that is being written: one JSON line per model batch, and the lock on the store.
 
     {"header": {...}}                                                    what is being written, for whom
     {"next_index": 64, "samples": [...], "rejects": [...]}               the batch that ends before member 64
 
-A line is written before the tensor bytes of its batch, so after a crash the journal may know more rows than
-the arrays hold, never fewer. A torn last line is dropped. The journal says up to which line to keep; the
-writer cuts the arrays.
+Each line begins with its CRC-32C in eight hexadecimal digits. It is written before the tensor bytes of its
+batch, so after a crash the journal may know more rows than the arrays hold, never fewer. It ends at the first
+torn or damaged line; the writer cuts the arrays. Whoever has the journal open is the only writer: the kernel
+frees the lock when the process dies.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import google_crc32c
+
+from flowkit.errors import StoreError
+from flowkit.features.stream import disk_errors, write_fully
 from flowkit.features.tables import RejectRow, SampleRow
+
+_CRC_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -39,22 +48,25 @@ class Batch:
 
 
 class Journal:
-    """The journal file `path`; `header` and `batches` are its whole lines when it was opened or last cut."""
+    """The journal file `path`; `header` and `batches` are its whole lines when it was opened or last cut.
+
+    Raises `StoreError` if another process, or another journal of this one, has it open.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header: dict[str, Any] | None = None
         self.batches: list[Batch] = []
-        self._ends: list[int] = []
-        if path.exists():
-            self._load(path.read_bytes())
+        self._ends: list[int] = [0]
+        self._descriptor = _open_locked(path)
+        self._load(path.read_bytes())
 
     def start(self, header: dict[str, Any]) -> None:
         """Begin a new, empty journal."""
-        self.header, self.batches = header, []
         line = _line({"header": header})
-        self._ends = [len(line)]
-        self.path.write_bytes(line)
+        self.header, self.batches, self._ends = header, [], [0]
+        os.ftruncate(self._descriptor, 0)
+        self._write(line)
 
     def cut(self, samples: int) -> None:
         """Keep the longest run of batches with at most `samples` samples in all."""
@@ -65,20 +77,31 @@ class Journal:
                 break
             kept += 1
         self.batches = self.batches[:kept]
-        self._ends = self._ends[: kept + 1]
-        with self.path.open("r+b") as file:
-            file.truncate(self._ends[-1])
+        self._ends = self._ends[: kept + 2]
+        os.ftruncate(self._descriptor, self._ends[-1])
 
     def append(self, batch: Batch) -> None:
         """Add one batch."""
-        line = batch.to_line()
-        with self.path.open("ab") as file:
-            file.write(line)
+        self._write(batch.to_line())
         self.batches.append(batch)
+
+    def sync(self) -> None:
+        """Force to disk what was written."""
+        with disk_errors(self.path):
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file and its lock; closing it twice does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _write(self, line: bytes) -> None:
+        with disk_errors(self.path):
+            write_fully(self._descriptor, [line])
         self._ends.append(self._ends[-1] + len(line))
 
     def _load(self, content: bytes) -> None:
-        end = 0
         for document, end in _whole_lines(content):
             if self.header is None:
                 self.header = document["header"]
@@ -87,18 +110,38 @@ class Journal:
             self._ends.append(end)
 
 
+def _open_locked(path: Path) -> int:
+    """A descriptor of `path`, made if need be, that holds the lock on it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                reason = "is being written by another process; wait for it to end or stop it"
+            else:
+                reason = f"is on a file system without locks ({error.strerror}); mount it with flock"
+            raise StoreError(f"{path.parent} {reason}") from error
+        os.close(descriptor)  # the writer that held it has just finished and taken its journal away
+
+
 def _whole_lines(content: bytes) -> Iterable[tuple[dict[str, Any], int]]:
-    """(document, end) of each line up to the first that is torn or not JSON."""
+    """(document, end) of each line up to the first that is torn or damaged."""
     end = 0
     for line in content.splitlines(keepends=True):
         end += len(line)
-        if not line.endswith(b"\n"):
+        text = line[_CRC_DIGITS + 1 :]
+        if line != _with_checksum(text):
             return
-        try:
-            yield json.loads(line), end
-        except ValueError:
-            return
+        yield json.loads(text), end
 
 
 def _line(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=True, sort_keys=True).encode("ascii") + b"\n"
+    return _with_checksum(json.dumps(document, ensure_ascii=True, sort_keys=True).encode("ascii") + b"\n")
+
+
+def _with_checksum(text: bytes) -> bytes:
+    return b"%0*x %s" % (_CRC_DIGITS, google_crc32c.value(text), text)

@@ -1,24 +1,35 @@
 """The metadata documents of a token store: `zarr.json` of the group and of each array, byte-stable.
 
-The format is the one of Zarr v3 (`sharding_indexed`, inner chunk = one sample). Documents hold no time, host
-or job id. This module turns shapes and attributes into documents and back; it writes files but reads no
-tensor data.
+The format is the one of Zarr v3 (`sharding_indexed`, inner chunk = one sample). The attribute `checksums` of
+the group holds the SHA-256 of both tables and of the other attributes, so that no flipped bit goes unseen.
+Documents hold no time, host or job id. This module turns shapes and attributes into documents and back; it
+writes files but reads no tensor data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flowkit.errors import StoreError
+from flowkit.features.records import RecordLayout
 
-GROUP_SCHEMA = 1
+GROUP_SCHEMA = 2
 TOKENS, POOLED = "tokens", "pooled"
+TOKENS_SCALE, CHANNELS = "tokens_scale", "channels"
+"""Only beside int8 tokens, see int8.py."""
 DOCUMENT = "zarr.json"
-_DIMENSIONS = {TOKENS: ["sample", "token", "channel"], POOLED: ["sample", "channel"]}
+CHECKSUMS = "checksums"
+_DIMENSIONS = {
+    TOKENS: ["sample", "token", "channel"],
+    POOLED: ["sample", "channel"],
+    TOKENS_SCALE: ["sample", "token"],
+    CHANNELS: ["moment", "channel"],
+}
 
 
 def data_file(store: Path, array: str) -> Path:
@@ -26,12 +37,13 @@ def data_file(store: Path, array: str) -> Path:
     return store / array / ".".join(["c", *["0"] * len(_DIMENSIONS[array])])
 
 
-def array_document(array: str, count: int, shape: Sequence[int]) -> dict[str, Any]:
-    """The metadata of `array` with `count` samples of `shape`; without samples the chunk has size one."""
+def array_document(array: str, count: int, layout: RecordLayout) -> dict[str, Any]:
+    """The metadata of `array` with `count` records; without records the chunk has size one."""
+    shape = layout.shape
     little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
         "chunk_shape": [1, *shape],
-        "codecs": [little_endian, {"name": "crc32c"}],
+        "codecs": [{"name": "bytes"} if layout.dtype == "int8" else little_endian, {"name": "crc32c"}],
         "index_codecs": [little_endian, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -39,8 +51,8 @@ def array_document(array: str, count: int, shape: Sequence[int]) -> dict[str, An
         "zarr_format": 3,
         "node_type": "array",
         "shape": [count, *shape],
-        "data_type": "float16",
-        "fill_value": "NaN",
+        "data_type": layout.dtype,
+        "fill_value": 0 if layout.dtype == "int8" else "NaN",
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(count, 1), *shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
@@ -49,9 +61,28 @@ def array_document(array: str, count: int, shape: Sequence[int]) -> dict[str, An
     }
 
 
-def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of the store's group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+def group_document(attributes: Mapping[str, Any], tables: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata of the store's group; `tables` maps the tables' names to their SHA-256."""
+    sealed = {**attributes, CHECKSUMS: {**tables, "attributes": _seal(attributes, tables)}}
+    return {"zarr_format": 3, "node_type": "group", "attributes": sealed}
+
+
+def read_group(path: Path, *, unfinished: str, remedy: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The attributes without their checksums, and the SHA-256 of each table, from the group document `path`.
+
+    Raises `StoreError` that says `unfinished` if it is missing, and `remedy` if it is of another version or
+    damaged.
+    """
+    document = read_document(path, unfinished)
+    attributes = document.get("attributes", {})
+    if attributes.get("flowkit_store") != GROUP_SCHEMA:
+        found = attributes.get("flowkit_store")
+        raise StoreError(f"{path}: flowkit_store is {found!r}, expected {GROUP_SCHEMA}; {remedy}")
+    plain_attributes = {name: value for name, value in attributes.items() if name != CHECKSUMS}
+    tables = {name: value for name, value in attributes.get(CHECKSUMS, {}).items() if name != "attributes"}
+    if document != group_document(plain_attributes, tables):
+        raise StoreError(f"{path} does not match its checksum; {remedy}")
+    return plain_attributes, tables
 
 
 def plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +117,12 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     commit(partial, path)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def commit(partial: Path, path: Path) -> None:
     """Flush `partial` to disk, give it the name `path`, and flush the folder."""
     flush(partial)
@@ -100,3 +137,8 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _seal(attributes: Mapping[str, Any], tables: Mapping[str, str]) -> str:
+    text = json.dumps([dict(attributes), dict(tables)], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

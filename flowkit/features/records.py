@@ -2,10 +2,10 @@
 
     record_0 crc_0 | record_1 crc_1 | ... | (offset_i, bytes_i) for each i | crc of that index
 
-A record is one sample, little-endian float16 in C order; every crc is CRC-32C in four little-endian bytes.
+A record is one sample, little-endian numbers of one type in C order; every crc is CRC-32C in four little-endian bytes.
 This is what the codec `sharding_indexed` with inner codecs `bytes` and `crc32c` and the index at the end
 prescribes. All records have the same size, so record i starts at i * stride and no reader needs the index.
-Nothing here knows Zarr metadata.
+Nothing here knows Zarr metadata; stream.py writes such files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -32,6 +33,7 @@ OPEN_FILES_LIMIT = 256
 REMEDY = "delete this store and run the extraction of its tar again"
 
 HalfArray = NDArray[np.float16]
+Rows = Sequence[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class RecordLayout:
     """Geometry of a record file whose records have `shape`, for instance (17, 128) or (768,)."""
 
     shape: tuple[int, ...]
+    dtype: str = "float16"
 
     @property
     def record_bytes(self) -> int:
-        return 2 * math.prod(self.shape)
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
     @property
     def stride(self) -> int:
@@ -53,25 +56,13 @@ class RecordLayout:
         """Size of a finished file of `count` records; a file without records does not exist."""
         return count * (self.stride + INDEX_ENTRY_BYTES) + CRC_BYTES if count else 0
 
-    def encode(self, values: HalfArray) -> NDArray[np.uint8]:
-        """The bytes of the records `values` [n, *shape], each followed by its checksum."""
-        block = np.empty((len(values), self.stride), dtype=np.uint8)
-        block[:, : self.record_bytes] = (
-            np.ascontiguousarray(values, dtype="<f2")
-            .reshape(len(values), math.prod(self.shape))
-            .view(np.uint8)
-        )
-        for row in block:
-            row[self.record_bytes :] = np.frombuffer(_crc_bytes(row[: self.record_bytes]), np.uint8)
-        return block
-
     def encode_index(self, count: int) -> bytes:
         """The shard index of `count` records: (offset, bytes) as little-endian uint64, then its checksum."""
         entries = np.empty((count, 2), dtype="<u8")
         entries[:, 0] = np.arange(count, dtype=np.uint64) * np.uint64(self.stride)
         entries[:, 1] = self.stride
         index = entries.tobytes()
-        return index + _crc_bytes(index)
+        return index + int(google_crc32c.value(index)).to_bytes(CRC_BYTES, "little")
 
     def count_valid(self, path: Path, limit: int) -> int:
         """How many of the first `limit` records of a perhaps torn file are whole, up to the first bad one."""
@@ -80,7 +71,7 @@ class RecordLayout:
         with path.open("rb") as file:
             for row in range(limit):
                 block = file.read(self.stride)
-                if len(block) < self.stride or not _is_whole(block, self.record_bytes):
+                if len(block) < self.stride or not _is_whole(block):
                     return row
         return limit
 
@@ -110,30 +101,22 @@ class RecordReader:
                 f"{self.path} has {found} bytes, expected {expected} for {self.count} samples; {REMEDY}"
             )
 
-    def read(self, rows: Sequence[int] | NDArray[np.integer], out: HalfArray | None = None) -> HalfArray:
-        """Records `rows` as [n, *shape] float16; each checksum is verified.
+    def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Records `rows` as [n, *shape] of the layout's type; each checksum is verified.
 
         `out`, if given, is a C-contiguous array of that shape, filled and returned.
         Raises `StoreError` naming the file and the row on a bad checksum, `IndexError` on a row out of range.
         """
         if out is None:
-            out = np.empty((len(rows), *self.layout.shape), dtype=np.float16)
+            out = np.empty((len(rows), *self.layout.shape), dtype=self.layout.dtype)
         self.read_into(rows, out, range(len(rows)))
         return out
 
-    def read_into(
-        self,
-        rows: Sequence[int] | NDArray[np.integer],
-        out: HalfArray,
-        slots: Sequence[int] | NDArray[np.integer],
-        *,
-        check: bool = True,
-    ) -> None:
-        """Read record `rows[k]` into `out[slots[k]]` for every k; see `read`."""
-        if out.shape[1:] != self.layout.shape or out.dtype != np.float16 or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out is {out.dtype} {out.shape}, expected C-contiguous float16 (n, *{self.layout.shape})"
-            )
+    def read_into(self, rows: Rows, out: NDArray[Any], slots: Rows, *, check: bool = True) -> None:
+        """Read record `rows[k]` into `out[slots[k]]` for every k; checksums are verified if `check`."""
+        shape, dtype = self.layout.shape, self.layout.dtype
+        if out.shape[1:] != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous {dtype} (n, *{shape})")
         if not len(rows):
             return
         file = _open_files.get(self._number, self.path)
@@ -149,7 +132,7 @@ class RecordReader:
             if check and google_crc32c.value(record) != int.from_bytes(crc, "little"):
                 raise StoreError(f"{self.path}: row {row} does not match its checksum; {REMEDY}")
 
-    def will_need(self, rows: Sequence[int] | NDArray[np.integer]) -> None:
+    def will_need(self, rows: Rows) -> None:
         """Ask the system to fetch the records `rows` from disk in the background."""
         file, stride = _open_files.get(self._number, self.path), self.layout.stride
         for row in map(int, rows):
@@ -221,9 +204,5 @@ class _OpenFiles:
 _open_files = _OpenFiles(OPEN_FILES_LIMIT)
 
 
-def _crc_bytes(data: bytes | NDArray[np.uint8]) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
-
-
-def _is_whole(block: bytes, record_bytes: int) -> bool:
-    return _crc_bytes(block[:record_bytes]) == block[record_bytes:]
+def _is_whole(block: bytes) -> bool:
+    return google_crc32c.value(block[:-CRC_BYTES]) == int.from_bytes(block[-CRC_BYTES:], "little")

@@ -13,32 +13,28 @@ the slow reference.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from flowkit.errors import StoreError
 from flowkit.features import tables
 from flowkit.features.metadata import (
     DOCUMENT,
-    GROUP_SCHEMA,
     POOLED,
     TOKENS,
     array_document,
     data_file,
     read_document,
+    read_group,
 )
-from flowkit.features.records import REMEDY, HalfArray, RecordLayout, RecordReader
+from flowkit.features.records import REMEDY, HalfArray, RecordLayout, RecordReader, Rows
 
 if TYPE_CHECKING:
     import zarr
-
-Rows = Sequence[int] | NDArray[np.integer]
 
 VERIFY_RECORDS_AT_ONCE = 64
 """Records that `verify` holds in memory; 256 tokens of width 4096 make 2 MiB each."""
@@ -53,7 +49,11 @@ class TokenStore:
 
     def __init__(self, path: Path, *, encoder: str | None = None) -> None:
         self.path = Path(path)
-        self.attributes = self._read_attributes()
+        self.attributes, self._table_digests = read_group(
+            self.path / DOCUMENT,
+            unfinished="this store is not finished: run the extraction of its tar",
+            remedy=REMEDY,
+        )
         if encoder is not None and self.attributes.get("encoder") != encoder:
             found = self.attributes.get("encoder")
             raise StoreError(f"{self.path} holds tokens of {found!r}, expected {encoder!r}; {REMEDY}")
@@ -83,12 +83,12 @@ class TokenStore:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """The sample table (tables.py), one line per record, in record order."""
-        return tables.read_table(self.path / tables.SAMPLES_FILE, tables.SAMPLES_SCHEMA, REMEDY)
+        return self._table(tables.SAMPLES_FILE, tables.SAMPLES_SCHEMA)
 
     @cached_property
     def rejects(self) -> pd.DataFrame:
         """The table of refused samples (tables.py)."""
-        return tables.read_table(self.path / tables.REJECTS_FILE, tables.REJECTS_SCHEMA, REMEDY)
+        return self._table(tables.REJECTS_FILE, tables.REJECTS_SCHEMA)
 
     def array(self, name: str) -> RecordReader:
         """The reader of the array `name`, "tokens" or "pooled"."""
@@ -148,26 +148,20 @@ class TokenStore:
 
         return zarr.open_group(self.path, mode="r")
 
-    def _read_attributes(self) -> dict[str, Any]:
-        document = self.path / DOCUMENT
-        unfinished = "this store is not finished: run the extraction of its tar"
-        attributes = read_document(document, unfinished).get("attributes", {})
-        if attributes.get("flowkit_store") != GROUP_SCHEMA:
-            found = attributes.get("flowkit_store")
-            raise StoreError(f"{document}: flowkit_store is {found!r}, expected {GROUP_SCHEMA}; {REMEDY}")
-        return dict(attributes)
+    def _table(self, name: str, schema: pa.Schema) -> pd.DataFrame:
+        return tables.read_table(self.path / name, schema, REMEDY, sha256=self._table_digests.get(name))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(shape) for name, shape in self.attributes["arrays"].items()}
 
     def _open_array(self, name: str, shape: tuple[int, ...]) -> RecordReader:
-        document = self.path / name / DOCUMENT
-        if read_document(document, REMEDY) != array_document(name, len(self), shape):
+        document, layout = self.path / name / DOCUMENT, RecordLayout(shape)
+        if read_document(document, REMEDY) != array_document(name, len(self), layout):
             raise StoreError(
                 f"{document} does not describe {len(self)} samples of shape {list(shape)} "
                 f"in the layout of a token store; {REMEDY}"
             )
-        reader = RecordReader(data_file(self.path, name), RecordLayout(shape), len(self))
+        reader = RecordReader(data_file(self.path, name), layout, len(self))
         reader.check_size()
         return reader
 

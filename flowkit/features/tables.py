@@ -9,6 +9,7 @@ The part of `reason` before the first colon is its class, the rest is detail.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowkit.errors import StoreError
-from flowkit.features.metadata import commit
+from flowkit.features.metadata import commit, file_sha256
 
 SAMPLES_FILE, REJECTS_FILE = "samples.parquet", "rejects.parquet"
 
@@ -66,20 +67,23 @@ class RejectRow:
     reason: str
 
 
-def write_samples(path: Path, rows: Sequence[SampleRow]) -> None:
-    """Write the sample table; the order of `rows` is the order of the records."""
-    _write(path, [{"row": number, **asdict(row)} for number, row in enumerate(rows)], SAMPLES_SCHEMA)
+def write_samples(path: Path, rows: Sequence[SampleRow]) -> str:
+    """Write the sample table, whose order is the order of the records; returns its SHA-256."""
+    return _write(path, [{"row": number, **asdict(row)} for number, row in enumerate(rows)], SAMPLES_SCHEMA)
 
 
-def write_rejects(path: Path, rows: Sequence[RejectRow]) -> None:
-    """Write the table of refused samples, by index."""
-    _write(path, [asdict(row) for row in sorted(rows, key=lambda row: row.index)], REJECTS_SCHEMA)
+def write_rejects(path: Path, rows: Sequence[RejectRow]) -> str:
+    """Write the table of refused samples, by index; returns its SHA-256."""
+    return _write(path, [asdict(row) for row in sorted(rows, key=lambda row: row.index)], REJECTS_SCHEMA)
 
 
-def read_table(path: Path, schema: pa.Schema, remedy: str) -> pd.DataFrame:
-    """The table in `path`; `StoreError` with `remedy` if it is missing, damaged or has other columns."""
+def read_table(path: Path, schema: pa.Schema, remedy: str, *, sha256: str | None) -> pd.DataFrame:
+    """The table in `path`; `StoreError` with `remedy` if it is missing, not that of `sha256`, or has other columns."""
     try:
-        table = pq.read_table(path)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise StoreError(f"{path} does not match its checksum; {remedy}")
+        table = pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read as parquet ({_first_line(error)}); {remedy}") from error
     if table.schema.names != schema.names:
@@ -95,15 +99,17 @@ def count_rows(path: Path, remedy: str) -> int:
         raise StoreError(f"{path} cannot be read as parquet ({_first_line(error)}); {remedy}") from error
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    write_parquet(path, pa.Table.from_pylist(list(rows), schema=schema))
+def _write(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> str:
+    return write_parquet(path, pa.Table.from_pylist(list(rows), schema=schema))
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write `table` under a temporary name, flush it to disk, rename it."""
+def write_parquet(path: Path, table: pa.Table) -> str:
+    """Write `table` under a temporary name, flush it to disk, rename it; returns its SHA-256."""
     partial = path.with_name(path.name + ".partial")
     pq.write_table(table, partial)
+    digest = file_sha256(partial)
     commit(partial, path)
+    return digest
 
 
 def _first_line(error: Exception) -> str:

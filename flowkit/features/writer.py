@@ -4,25 +4,25 @@ Each call of `append` adds one model batch: first its rows to the journal, then 
 opening a half-written store, the records that match their checksums are counted in every array, and arrays
 and journal are cut back to the last batch that all of them hold. `finish` writes the indexes, the tables and
 at last the group's metadata: from then on the folder is a complete store, byte for byte the one an
-uninterrupted run leaves. Giving it its final name is up to the caller, as is making sure that only one
-process writes.
+uninterrupted run leaves. Giving it its final name is up to the caller.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowkit.errors import StoreError
 from flowkit.features import tables
+from flowkit.features.halves import Floats, refusal_of, to_half
 from flowkit.features.journal import Batch, Journal
 from flowkit.features.metadata import (
     DOCUMENT,
@@ -36,17 +36,14 @@ from flowkit.features.metadata import (
     plain,
     write_document,
 )
-from flowkit.features.records import RecordLayout
+from flowkit.features.records import HalfArray, RecordLayout
 from flowkit.features.store import TokenStore
+from flowkit.features.stream import RecordStream, checksum_of, disk_errors
 from flowkit.features.tables import RejectRow, SampleRow
 
 JOURNAL_FILE = "journal.jsonl"
-HALF_LIMIT = 65504.0
-"""Largest finite float16."""
 SYNC_BYTES = 1 << 30
 """Written bytes after which the arrays are forced to disk, so that a power cut costs little."""
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ class TokenStoreWriter:
 
     `token_shape` is (tokens, channels); `pooled_width` None leaves out the pooled embeddings. `attributes`
     (JSON values, no time, host or job id) go into the group beside the counts. `restart` throws away what an
-    earlier writer left. Raises `StoreError` if the folder holds a store of other shapes or attributes.
+    earlier writer left. Raises `StoreError` if the folder holds a store of other shapes or attributes, or
+    another writer is at work on it.
     """
 
     def __init__(
@@ -78,17 +76,12 @@ class TokenStoreWriter:
         shapes = {TOKENS: list(token_shape)} | ({} if pooled_width is None else {POOLED: [pooled_width]})
         self._header = plain({**attributes, "flowkit_store": GROUP_SCHEMA, "arrays": shapes})
         self._layouts = {name: RecordLayout(tuple(shape)) for name, shape in shapes.items()}
-        self._unsynced = 0
-        self._files: dict[str, BinaryIO] = {}
-        if restart and any((self.path / name).exists() for name in (DOCUMENT, JOURNAL_FILE)):
-            shutil.rmtree(self.path)
-        for name in self._layouts:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        self.finished = (self.path / DOCUMENT).exists()
-        if self.finished:
-            self._adopt()
-        else:
-            self._resume()
+        self._streams: dict[str, RecordStream] = {}
+        self._buffers: dict[tuple[str, int], HalfArray] = {}
+        self._unsynced, self._failed, self.finished = 0, False, False
+        with ExitStack() as stack:
+            self._open(stack, restart=restart)
+            self._files = stack.pop_all()
 
     @property
     def next_index(self) -> int:
@@ -112,53 +105,79 @@ class TokenStoreWriter:
         rows: Sequence[SampleRow],
         *,
         rejects: Sequence[RejectRow] = (),
+        reasons: Mapping[int, str] | None = None,
         next_index: int,
     ) -> None:
         """Add the model batch that ends before member `next_index`: its samples and its rejects.
 
         A sample with a value that is not finite or beyond float16 becomes a reject; no value is ever clamped.
+        A caller that made float16 elsewhere passes `reasons`, {position in `rows`: why it did not fit}, in the
+        words of halves.py; float16 arrays are written as they are, without a copy.
         """
         values = {TOKENS: tokens_NTD} | ({} if pooled_NP is None else {POOLED: pooled_NP})
         self._check_batch(values, rows, rejects, next_index)
-        refused = {
-            number: RejectRow(row.index, row.key, reason)
-            for number, row in enumerate(rows)
-            if (reason := _refusal({name: array[number] for name, array in values.items()}))
-        }
-        kept = [number for number in range(len(rows)) if number not in refused]
-        batch = Batch(next_index, tuple(rows[number] for number in kept), (*rejects, *refused.values()))
-        self._journal.append(batch)
-        for name, array in values.items():
-            good = array[kept] if refused else array
-            self._write(name, self._layouts[name].encode(good.astype(np.float16, copy=False)))
-        self._sync_now_and_then()
+        refused = dict(reasons or {})
+        if not set(refused) <= set(range(len(rows))):
+            raise ValueError(f"reasons are given for {sorted(refused)}, the batch has {len(rows)} rows")
+        records: dict[str, list[HalfArray]] = {name: [] for name in values}
+        checksums: dict[str, list[bytes]] = {name: [] for name in values}
+        for number in range(len(rows)):
+            if number in refused:
+                continue
+            halves, reason = self._encode({name: array[number] for name, array in values.items()}, number)
+            if reason is not None:
+                refused[number] = reason
+                continue
+            for name, half in halves.items():
+                records[name].append(half)
+                checksums[name].append(checksum_of(half))
+        batch = Batch(
+            next_index,
+            tuple(row for number, row in enumerate(rows) if number not in refused),
+            (*rejects, *(RejectRow(rows[n].index, rows[n].key, refused[n]) for n in sorted(refused))),
+        )
+        with self._all_or_nothing():
+            self._journal.append(batch)
+            for name, stream in self._streams.items():
+                self._unsynced += stream.append(records[name], checksums[name])
+            self._sync_now_and_then()
 
     def finish(self) -> Counts:
         """Complete the store and flush it to disk; calling it again on a finished store does nothing."""
         counts = self.counts
         if self.finished:
             return counts
-        for name in self._layouts:
-            self._finish_array(name, counts.samples)
-        batches = self._journal.batches
-        tables.write_samples(self.path / tables.SAMPLES_FILE, [row for b in batches for row in b.samples])
-        tables.write_rejects(self.path / tables.REJECTS_FILE, [row for b in batches for row in b.rejects])
-        numbers = {
-            "seen": counts.samples + counts.rejects,
-            "samples": counts.samples,
-            "rejects": counts.rejects,
-        }
-        write_document(self.path / DOCUMENT, group_document({**self._header, "counts": numbers}))
-        self._journal.path.unlink()
-        flush(self.path)
+        self._demand_intact()
+        with self._all_or_nothing():
+            for name in self._layouts:
+                self._streams.pop(name).finish()
+                document = array_document(name, counts.samples, self._layouts[name])
+                write_document(self.path / name / DOCUMENT, document)
+            batches = self._journal.batches
+            digests = {
+                tables.SAMPLES_FILE: tables.write_samples(
+                    self.path / tables.SAMPLES_FILE, [row for batch in batches for row in batch.samples]
+                ),
+                tables.REJECTS_FILE: tables.write_rejects(
+                    self.path / tables.REJECTS_FILE, [row for batch in batches for row in batch.rejects]
+                ),
+            }
+            numbers = {
+                "seen": counts.samples + counts.rejects,
+                "samples": counts.samples,
+                "rejects": counts.rejects,
+            }
+            document = group_document({**self._header, "counts": numbers}, digests)
+            write_document(self.path / DOCUMENT, document)
+            self._journal.path.unlink()
+            flush(self.path)
         self.finished, self._finished_counts = True, counts
+        self.close()
         return counts
 
     def close(self) -> None:
-        """Close the files; an unfinished store can be resumed."""
-        for file in self._files.values():
-            file.close()
-        self._files = {}
+        """Close the files and let other writers in; an unfinished store can be resumed."""
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,28 +187,54 @@ class TokenStoreWriter:
     ) -> None:
         self.close()
 
+    def _open(self, stack: ExitStack, *, restart: bool) -> None:
+        journal = self.path / JOURNAL_FILE
+        begun = journal.exists() or (self.path / DOCUMENT).exists()
+        if begun and not restart and not journal.exists():
+            self._adopt()
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(journal)
+        stack.callback(self._journal.close)
+        if restart and begun:
+            self._discard()
+        if (self.path / DOCUMENT).exists():
+            self._adopt()
+            journal.unlink()
+        else:
+            self._resume(stack)
+
+    def _discard(self) -> None:
+        """Delete what an earlier writer left, its group document first, so that it is no store any more."""
+        (self.path / DOCUMENT).unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != JOURNAL_FILE:
+                path.unlink()
+        self._journal.start(self._header)
+
     def _adopt(self) -> None:
         """Take over a store that was finished but not yet renamed."""
         store = TokenStore(self.path)
         found = {name: value for name, value in store.attributes.items() if name != "counts"}
         self._demand_same(found)
-        self._finished_counts = Counts(len(store), len(store.rejects))
-        (self.path / JOURNAL_FILE).unlink(missing_ok=True)
+        self.finished, self._finished_counts = True, Counts(len(store), len(store.rejects))
 
-    def _resume(self) -> None:
-        self._journal = Journal(self.path / JOURNAL_FILE)
+    def _resume(self, stack: ExitStack) -> None:
         if self._journal.header is None:
             self._journal.start(self._header)
         self._demand_same(self._journal.header)
         known = sum(len(batch.samples) for batch in self._journal.batches)
-        whole = [
-            layout.count_valid(data_file(self.path, name), known) for name, layout in self._layouts.items()
-        ]
-        self._journal.cut(min(whole))
+        paths = {name: data_file(self.path, name) for name in self._layouts}
+        for path in paths.values():
+            path.parent.mkdir(exist_ok=True)
+        self._journal.cut(
+            min(layout.count_valid(paths[name], known) for name, layout in self._layouts.items())
+        )
         for name, layout in self._layouts.items():
-            file = data_file(self.path, name).open("ab")
-            file.truncate(self.counts.samples * layout.stride)
-            self._files[name] = file
+            self._streams[name] = RecordStream(paths[name], layout, self.counts.samples)
+            stack.callback(self._streams[name].close)
 
     def _demand_same(self, found: Mapping[str, Any] | None) -> None:
         if found == self._header:
@@ -208,6 +253,7 @@ class TokenStoreWriter:
         rejects: Sequence[RejectRow],
         next_index: int,
     ) -> None:
+        self._demand_intact()
         if self.finished:
             raise StoreError(f"{self.path} is finished; nothing can be appended")
         expected = {name: (len(rows), *layout.shape) for name, layout in self._layouts.items()}
@@ -220,52 +266,38 @@ class TokenStoreWriter:
                 f"{self.path}: the batch from {self.next_index} to {next_index} holds the members {indexes}"
             )
 
-    def _write(self, name: str, block: NDArray[np.uint8]) -> None:
-        file = self._files[name]
-        try:
-            file.write(block.data)
-            file.flush()
-        except OSError as error:
-            raise StoreError(
-                f"{data_file(self.path, name)}: {block.nbytes} bytes could not be written "
-                f"({error.strerror}); make room and start again, it goes on from the last whole batch"
-            ) from error
-        self._unsynced += block.nbytes
+    def _encode(self, values: Mapping[str, Floats], number: int) -> tuple[dict[str, HalfArray], str | None]:
+        """Sample `number` of a batch as float16, and why it does not fit if it does not."""
+        halves: dict[str, HalfArray] = {}
+        for name, array in values.items():
+            contiguous = np.ascontiguousarray(array)
+            halves[name] = to_half(contiguous, partial(self._buffer, name, number))
+            if reason := refusal_of(name, contiguous, halves[name]):
+                return halves, reason
+        return halves, None
+
+    def _buffer(self, name: str, number: int) -> HalfArray:
+        """Room for sample `number` of a batch, used again for every batch."""
+        if (name, number) not in self._buffers:
+            self._buffers[name, number] = np.empty(self._layouts[name].shape, np.float16)
+        return self._buffers[name, number]
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """After an error in here only a new writer can go on: journal and arrays may be torn."""
+        self._failed = True
+        with disk_errors(self.path):
+            yield
+        self._failed = False
+
+    def _demand_intact(self) -> None:
+        if self._failed:
+            raise StoreError(f"{self.path}: writing failed before; open the store again to go on")
 
     def _sync_now_and_then(self) -> None:
         if self._unsynced < SYNC_BYTES:
             return
-        flush(self._journal.path)
-        for file in self._files.values():
-            os.fdatasync(file.fileno())
+        self._journal.sync()
+        for stream in self._streams.values():
+            stream.sync()
         self._unsynced = 0
-
-    def _finish_array(self, name: str, count: int) -> None:
-        path = data_file(self.path, name)
-        if count:
-            self._write(name, np.frombuffer(self._layouts[name].encode_index(count), np.uint8))
-        self._files.pop(name).close()
-        if count:
-            flush(path)
-        else:
-            path.unlink()
-        write_document(path.parent / DOCUMENT, array_document(name, count, self._layouts[name].shape))
-
-
-def _refusal(values: Mapping[str, Floats]) -> str | None:
-    """Why a sample cannot be stored as float16, or None."""
-    for name, array in values.items():
-        if _fits_half(array):
-            continue
-        bad = int(array.size - np.isfinite(array).sum())
-        if bad:
-            return f"not finite: {bad} of {array.size} values of {name}"
-        return f"beyond float16: {name} reach {np.abs(array).max():.6g}, the limit is {HALF_LIMIT:g}"
-    return None
-
-
-def _fits_half(array: Floats) -> bool:
-    """Whether all values are finite and within +- 65504."""
-    if array.dtype == np.float16:  # by the exponent bits: numpy compares float16 a hundred times slower
-        return bool((np.ascontiguousarray(array).view(np.uint16) & 0x7FFF).max() < 0x7C00)
-    return bool(array.min() >= -HALF_LIMIT and array.max() <= HALF_LIMIT)  # false for NaN

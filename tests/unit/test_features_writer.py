@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from features_material import (
     append_batch,
     files_of,
     open_writer,
+    pooled_values,
     sample_row,
     token_values,
     write_batches,
@@ -27,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowkit.errors import StoreError
+from flowkit.features.halves import beyond_reason
 from flowkit.features.samples import write_tokens
 from flowkit.features.store import TokenStore
 from flowkit.features.tables import RejectRow
@@ -211,6 +214,66 @@ def test_float16_input_is_checked_too(tmp_path: Path, value: float, fits: bool) 
     with open_writer(tmp_path / "store") as writer:
         writer.append(tokens, pooled, [sample_row(0)], next_index=1)
         assert writer.counts == Counts(samples=int(fits), rejects=int(not fits))
+
+
+def test_caller_that_converted_elsewhere_gives_the_reasons(tmp_path: Path) -> None:
+    tokens = np.stack([token_values(index) for index in range(4)])
+    pooled = np.stack([pooled_values(index) for index in range(4)])
+    tokens[1] = np.inf  # what a conversion on another device made of 70000
+    tokens[3, 0, 0] = np.nan
+    with open_writer(tmp_path / "store") as writer:
+        rows = [sample_row(index) for index in range(4)]
+        writer.append(tokens, pooled, rows, reasons={1: beyond_reason("tokens", 7e4)}, next_index=4)
+        writer.finish()
+    store = TokenStore(tmp_path / "store")
+    assert list(store.rejects["reason"]) == [
+        "beyond float16: tokens reach 70000, the limit is 65504",
+        "not finite: 1 of 30 values of tokens",  # still looked at: no caller can slip one in
+    ]
+    np.testing.assert_array_equal(store.read_tokens([0, 1]), tokens[[0, 2]])
+    with (
+        pytest.raises(ValueError, match=r"\[1\], the batch has 1 rows"),
+        open_writer(tmp_path / "b") as writer,
+    ):
+        writer.append(tokens[:1], pooled[:1], [sample_row(0)], reasons={1: "?"}, next_index=1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f2"])
+@pytest.mark.parametrize("view", ["strided", "reversed", "read-only"])
+def test_any_view_is_stored_by_its_values(tmp_path: Path, dtype: str, view: str) -> None:
+    tokens, channels = TOKEN_SHAPE
+    base = np.random.default_rng(0).standard_normal((3, tokens, 2 * channels)).astype(dtype)
+    chosen = {
+        "strided": base[:, :, ::2],
+        "reversed": base[:, ::-1, :channels],
+        "read-only": base[:, :, :channels],
+    }
+    array = np.array(chosen[view]) if view == "read-only" else chosen[view]
+    array.flags.writeable = view != "read-only"
+    with TokenStoreWriter(tmp_path, token_shape=TOKEN_SHAPE, pooled_width=None, attributes={}) as writer:
+        writer.append(array, None, [sample_row(index) for index in range(3)], next_index=3)
+        writer.finish()
+    np.testing.assert_array_equal(TokenStore(tmp_path).read_tokens(range(3)), array.astype(np.float16))
+
+
+def test_batch_of_more_records_than_one_system_call_takes(tmp_path: Path) -> None:
+    count = os.sysconf("SC_IOV_MAX") + 1
+    values = np.arange(count * 2, dtype=np.float32).reshape(count, 1, 2) % 2048
+    with TokenStoreWriter(tmp_path, token_shape=(1, 2), pooled_width=None, attributes={}) as writer:
+        writer.append(values, None, [sample_row(index) for index in range(count)], next_index=count)
+        writer.finish()
+    np.testing.assert_array_equal(TokenStore(tmp_path).read_tokens(range(count)), values)
+
+
+def test_damaged_line_of_the_journal_is_written_again(
+    half_written: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(half_written, tmp_path / "store"))
+    journal = folder / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"0008"', b'"0009"'))  # a key of the third batch
+    with open_writer(folder) as writer:
+        assert writer.next_index == 8
+    assert files_of(write_batches(folder, BATCHES)) == expected
 
 
 def test_batches_must_fit_shapes_and_order(tmp_path: Path) -> None:
