@@ -36,13 +36,23 @@ class ToyEncoder:
     grid, token_count, token_width, pooled_width = (2, 2), 5, 3, 2
 
     def __init__(self, dies_at: int | None = None, poison: int | None = None) -> None:
-        self.preprocessing: dict[str, object] = {"size": 8}
+        self.device = torch.device("cpu")
         self.batches: list[int] = []
         self.dies_at, self.poison = dies_at, poison
+
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        return self.preprocessing_of("exact")
+
+    def preprocessing_of(self, decoder: str) -> dict[str, object]:
+        return {"size": 8, "decoder": decoder}
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.from_numpy(np.asarray(image.resize((8, 8)), dtype=np.float32))
         return pixels.permute(2, 0, 1) / 255
+
+    def preprocess_pixels(self, pixels_CHW: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(pixels_CHW[None].float(), (8, 8))[0] / 255
 
     def encode(self, pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if len(self.batches) == self.dies_at:
