@@ -1,16 +1,17 @@
 """Training loader: batches of paired tokens in an order that is a pure function of (seed, epoch).
 
-Step s of a run always sees the same ids, so a run resumes at any step without replaying the ones before.
-Within an epoch no pair comes twice; the rest that does not fill a batch is left out until the next epoch.
-Records are read from the stores at computed offsets into a buffer that is used again for every batch, in a
-thread that works ahead of the consumer.
+Step s of a run always sees the same ids (order.py), so a run resumes at any step without replaying the ones before,
+and any number of ranks sees the same global batches. Records are read from the stores at computed offsets into
+buffers that are used again (ring.py), by threads that work ahead of the consumer.
 
 Shapes: B pairs in a batch, T tokens (class token first, then patches row by row), D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,25 +23,17 @@ from torch import Tensor
 
 from flowkit.errors import StoreError
 from flowkit.features.metadata import POOLED, TOKENS
+from flowkit.features.order import Ids, Schedule, Shuffle
 from flowkit.features.pairs import read_pairs
 from flowkit.features.prefetch import prefetched
-from flowkit.features.records import HalfArray
+from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
 
 Layout = Literal["cls_patches", "patches", "pooled"]
-Ids = NDArray[np.int64]
+Numbers = NDArray[np.integer]
 Step = tuple[int, Ids, Tensor, Tensor]
 
 BATCHES_AHEAD = 3
-
-
-def order(seed: int, epoch: int, count: int) -> Ids:
-    """The permutation of 0 .. count - 1 for one epoch, from 0 <= seed < 2^64 and epoch alone.
-
-    It sorts the raw output of Philox keyed by (seed, epoch), which no version of numpy may change.
-    """
-    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(count)
-    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
 class PairedTokens:
@@ -96,23 +89,47 @@ class PairedTokens:
         rows, columns = self._target.stores[0].attributes["grid"]
         return rows, columns
 
-    def batch(self, ids: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        """Source and target tokens of the pairs `ids`: two new float32 tensors [B, T, D] on the CPU."""
-        return self._load(ids, self._source.buffer(len(ids)), self._target.buffer(len(ids)))
+    def batch(self, ids: Numbers, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Source and target tokens of the pairs `ids`: two new contiguous tensors [B, T, D] on the CPU."""
+        source, target = (half_buffer(shape) for shape in self._record_shapes(len(ids)))
+        self._fill(ids, (source, target), np.arange(len(ids)), check=True)
+        return (
+            self._source.view(source).to(dtype).contiguous(),
+            self._target.view(target).to(dtype).contiguous(),
+        )
 
-    def batches(self, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[Step]:
-        """Yield (step, ids, source_BTD, target_BTD) without end, from `start_step` on, in the header's order.
+    def batches(
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: Shuffle = "random",
+        readers: int = 1,
+        check: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> Generator[Step]:
+        """Yield (step, ids, source_BTD, target_BTD) without end, from `start_step` on, in the order of `Schedule`.
 
+        The tensors are float16. On the CPU they are views of buffers that are used again: valid until the next step
+        is asked for. On a GPU they are new tensors, copied there while the step before runs. `batch_size` is that of
+        all ranks together, `readers` threads share the records of a batch, `check` verifies every checksum.
         Raises `StoreError` if there are fewer pairs than `batch_size`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if batch_size > len(self):
             raise StoreError(
                 f"{self._path} has {len(self)} pairs, fewer than one batch of {batch_size}; "
                 "lower the batch size or extract more shards"
             )
-        return prefetched(self._steps(seed, batch_size, start_step), BATCHES_AHEAD)
+        if readers < 1:
+            raise ValueError(f"readers is {readers}, expected at least 1")
+        schedule = Schedule(len(self), batch_size, seed, rank, world_size, shuffle)
+        shapes = self._record_shapes(schedule.local_batch_size)
+        ring = build_ring(shapes, BATCHES_AHEAD + 1, torch.device(device))
+        filled = self._filled(schedule.steps(start_step), ring, readers, check=check)
+        return self._received(prefetched(filled, BATCHES_AHEAD), ring)
 
     def samples(self) -> pd.DataFrame:
         """The sample table (tables.py) of the target stores, one line per pair, in the order of the pairs."""
@@ -122,23 +139,46 @@ class PairedTokens:
         ]
         return pd.concat(tables, ignore_index=True)
 
-    def _steps(self, seed: int, batch_size: int, start_step: int) -> Iterator[Step]:
-        steps_per_epoch = len(self) // batch_size
-        source, target = self._source.buffer(batch_size), self._target.buffer(batch_size)
-        epoch, step_in_epoch = divmod(start_step, steps_per_epoch)
-        while True:
-            permutation = order(seed, epoch, len(self))
-            for number in range(step_in_epoch, steps_per_epoch):
-                ids = permutation[number * batch_size : (number + 1) * batch_size]
-                yield epoch * steps_per_epoch + number, ids, *self._load(ids, source, target)
-            epoch, step_in_epoch = epoch + 1, 0
+    def _filled(
+        self, steps: Iterator[tuple[int, Ids]], ring: Ring, readers: int, *, check: bool
+    ) -> Iterator[tuple[int, Ids]]:
+        """Fill the next slot of `ring` for each of `steps`, then pass the step on."""
+        with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read") as pool:
+            for turn, ((step, ids), (_, next_ids)) in enumerate(pairwise(steps)):
+                self._announce(next_ids)
+                slot = ring.slot(turn)
+                places = np.lexsort((self._source_row[ids], self._tar[ids]))  # as they lie on disk
+                parts = np.array_split(places, readers)
+                reads = [pool.submit(self._fill, ids[part], slot, part, check=check) for part in parts[1:]]
+                self._fill(ids[parts[0]], slot, parts[0], check=check)
+                for read in reads:
+                    read.result()
+                ring.send(turn)
+                yield step, ids
 
-    def _load(self, ids: NDArray[np.integer], source: HalfArray, target: HalfArray) -> tuple[Tensor, Tensor]:
+    def _received(self, filled: Generator[tuple[int, Ids]], ring: Ring) -> Generator[Step]:
+        try:
+            for turn, (step, ids) in enumerate(filled):
+                source, target = ring.receive(turn)
+                yield step, ids, self._source.view(source), self._target.view(target)
+        finally:
+            filled.close()
+
+    def _fill(self, ids: Numbers, slot: Buffers, places: Numbers, *, check: bool) -> None:
+        """Read the pair `ids[k]` to the place `places[k]` of the buffers of both sides."""
+        source, target = slot
         tars = self._tar[ids]
-        return (
-            self._source.load(tars, self._source_row[ids], source),
-            self._target.load(tars, self._target_row[ids], target),
-        )
+        self._source.read(tars, self._source_row[ids], source, places, check=check)
+        self._target.read(tars, self._target_row[ids], target, places, check=check)
+
+    def _announce(self, ids: Numbers) -> None:
+        """Let the disks begin to read the pairs `ids`."""
+        tars = self._tar[ids]
+        self._source.announce(tars, self._source_row[ids])
+        self._target.announce(tars, self._target_row[ids])
+
+    def _record_shapes(self, count: int) -> list[tuple[int, ...]]:
+        return [(count, *side.record_shape) for side in (self._source, self._target)]
 
 
 class _Side:
@@ -152,22 +192,27 @@ class _Side:
                 f"{first.path} holds no class token, but the layout is cls_patches; use the layout patches"
             )
         self.stores = stores
-        self._readers = [store.array(POOLED if layout == "pooled" else TOKENS) for store in stores]
+        self._array = POOLED if layout == "pooled" else TOKENS
+        self.record_shape = first.record_shape(self._array)
         self._first_token = int(layout == "patches" and first.has_cls)
         tokens, channels = (1, first.pooled_width) if layout == "pooled" else first.token_shape
         self.shape = (tokens - self._first_token, channels)
 
-    def buffer(self, count: int) -> HalfArray:
-        """Room for `count` records as they lie on disk."""
-        return np.empty((count, *self._readers[0].layout.shape), dtype=np.float16)
-
-    def load(self, tars: NDArray[np.integer], rows: NDArray[np.integer], buffer: HalfArray) -> Tensor:
-        """The tokens [B, T, D] float32 of (tar, row) pairs, read through `buffer`."""
+    def read(self, tars: Numbers, rows: Numbers, out: Tensor, slots: Numbers, *, check: bool) -> None:
+        """Read record `rows[k]` of store `tars[k]` into `out[slots[k]]` for every k."""
+        records = out.numpy()
         for number in np.unique(tars):
-            slots = np.flatnonzero(tars == number)
-            self._readers[number].read_into(rows[slots], buffer, slots)
-        tokens_BTD = torch.from_numpy(buffer).reshape(len(rows), -1, self.shape[1])
-        return tokens_BTD[:, self._first_token :].to(torch.float32, memory_format=torch.contiguous_format)
+            mine = np.flatnonzero(tars == number)
+            self.stores[number].read_into(self._array, rows[mine], records, slots[mine], check=check)
+
+    def announce(self, tars: Numbers, rows: Numbers) -> None:
+        """Say that record `rows[k]` of store `tars[k]` will be read soon, for every k."""
+        for number in np.unique(tars):
+            self.stores[number].will_need(self._array, rows[tars == number])
+
+    def view(self, records: Tensor) -> Tensor:
+        """The tokens [B, T, D] in records as they lie on disk."""
+        return records.view(len(records), -1, self.shape[1])[:, self._first_token :]
 
 
 def _demand_one_encoder(stores: Sequence[TokenStore]) -> None:

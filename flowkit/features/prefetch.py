@@ -1,7 +1,7 @@
 """Work ahead in a thread: the next items of an iterator are made while the current one is used.
 
-One thread, items in order, at most `depth` of them waiting. Errors of the source arrive at the consumer in
-their place.
+One thread, items in order. While the consumer holds item k, the items up to k + `depth` are made and no later one
+is begun. Errors of the source arrive at the consumer in their place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ class _End:
 
 
 def prefetched(source: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Yield the items of `source`, made by a thread up to `depth` items ahead; closing it ends the thread."""
+    """Yield the items of `source`, made by a thread up to `depth` items ahead; closing it ends the thread.
+
+    A source that is a generator is closed with it.
+    """
     end = _End()
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:
@@ -29,3 +32,5 @@ def prefetched(source: Iterator[T], depth: int) -> Generator[T, None, None]:
             yield item
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(source, Generator):
+            source.close()

@@ -1,21 +1,22 @@
-"""The training loader: right rows, an order that is a pure function, and exact resume at any step."""
+"""The training loader: right rows, buffers that are used again, ranks, readers and exact resume at any step."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flowkit.errors import StoreError
-from flowkit.features.loader import Layout, PairedTokens, order
+from flowkit.features.loader import BATCHES_AHEAD, Layout, PairedTokens, Step
+from flowkit.features.order import Shuffle, order
 from flowkit.features.pairs import merge_pairs
 from flowkit.features.prefetch import prefetched
 from flowkit.features.store import TokenStore
@@ -44,6 +45,7 @@ def _write(
 
 
 Stores = tuple[Path, list[Path], list[Path]]
+JOIN = (np.concatenate, torch.cat, torch.cat)
 
 
 @pytest.fixture(scope="module")
@@ -118,58 +120,119 @@ def test_unknown_layout_is_refused(stores: Stores) -> None:
         PairedTokens(*stores, layout="cls")  # type: ignore[arg-type]
 
 
-def test_order_is_the_one_that_old_runs_used() -> None:
-    """A changed order would make resumed runs differ from uninterrupted ones in silence."""
-    assert order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+def _kept(steps: Iterable[Step]) -> list[Step]:
+    """Steps whose tensors stay what they are when the buffers are used again."""
+    return [(step, ids.copy(), source.clone(), target.clone()) for step, ids, source, target in steps]
 
 
-@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40), count=st.integers(0, 300))
-def test_order_is_a_permutation(seed: int, epoch: int, count: int) -> None:
-    ids = order(seed, epoch, count)
-    assert ids.dtype == np.int64
-    np.testing.assert_array_equal(np.sort(ids), np.arange(count))
-    np.testing.assert_array_equal(ids, order(seed, epoch, count))
+def _same(left: list[Step], right: list[Step]) -> bool:
+    return len(left) == len(right) and all(
+        a[0] == b[0] and np.array_equal(a[1], b[1]) and torch.equal(a[2], b[2]) and torch.equal(a[3], b[3])
+        for a, b in zip(left, right, strict=True)
+    )
 
 
-def test_order_depends_on_seed_and_epoch() -> None:
-    first = order(1, 0, 100)
-    assert not np.array_equal(first, order(2, 0, 100))
-    assert not np.array_equal(first, order(1, 1, 100))
-    assert not np.array_equal(order(1, 2, 100), order(2, 1, 100))
+@pytest.mark.parametrize("layout", ["cls_patches", "patches", "pooled"])
+@pytest.mark.parametrize("shuffle", ["random", "blocks"])
+def test_batches_hold_the_tokens_of_their_ids(stores: Stores, layout: Layout, shuffle: Shuffle) -> None:
+    data = PairedTokens(*stores, layout=layout)
+    for _, ids, source, target in islice(data.batches(seed=1, batch_size=5, shuffle=shuffle), 12):
+        assert source.dtype == target.dtype == torch.float16
+        expected = data.batch(ids, dtype=torch.float16)
+        assert torch.equal(source, expected[0])
+        assert torch.equal(target, expected[1])
 
 
-def test_epochs_have_no_repeats_and_drop_the_rest(data: PairedTokens) -> None:
-    steps = list(islice(data.batches(seed=5, batch_size=4), 6))
+def test_batches_agree_with_zarr_bit_for_bit(data: PairedTokens, stores: Stores) -> None:
+    arrays = [[TokenStore(path).as_zarr()["tokens"] for path in side] for side in stores[1:]]
+    for _, ids, *sides in islice(data.batches(seed=2, batch_size=7), 4):
+        for side, column, found in zip(arrays, ["source_row", "target_row"], sides, strict=True):
+            pairs = data.pairs.iloc[ids]
+            slow = np.stack([side[tar][row] for tar, row in zip(pairs["tar"], pairs[column], strict=True)])
+            np.testing.assert_array_equal(found.numpy().view(np.uint16), slow.view(np.uint16))
+
+
+def test_batches_are_views_of_buffers_used_again(data: PairedTokens) -> None:
+    places = [source.data_ptr() for _, _, source, _ in islice(data.batches(seed=1, batch_size=5), 12)]
+    assert len(set(places)) == BATCHES_AHEAD + 1
+    assert places[: BATCHES_AHEAD + 1] * 3 == places
+
+
+def test_batch_in_hand_stays_while_later_ones_are_read(data: PairedTokens) -> None:
+    batches = data.batches(seed=1, batch_size=5)
+    for _ in range(8):
+        _, ids, source, target = next(batches)
+        time.sleep(0.02)  # time for the thread to read on as far as it may
+        assert torch.equal(source, data.batch(ids, dtype=torch.float16)[0])
+        assert torch.equal(target, data.batch(ids, dtype=torch.float16)[1])
+
+
+def test_steps_follow_the_order_of_each_epoch(data: PairedTokens) -> None:
+    steps = _kept(islice(data.batches(seed=5, batch_size=4), 6))
     assert [step for step, *_ in steps] == list(range(6))
     for epoch in range(2):
         ids = np.concatenate([ids for _, ids, *_ in steps[3 * epoch : 3 * epoch + 3]])
-        assert len(set(ids)) == 12
         np.testing.assert_array_equal(ids, order(5, epoch, 15)[:12])
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7])
 def test_resume_gives_the_identical_remaining_batches(data: PairedTokens, start: int) -> None:
-    whole = list(islice(data.batches(seed=9, batch_size=4), 9))
-    rest = list(islice(data.batches(seed=9, batch_size=4, start_step=start), 9 - start))
-    for (step, ids, source, target), (step_again, ids_again, *again) in zip(whole[start:], rest, strict=True):
-        assert step == step_again
-        np.testing.assert_array_equal(ids, ids_again)
-        assert torch.equal(source, again[0])
-        assert torch.equal(target, again[1])
+    whole = _kept(islice(data.batches(seed=9, batch_size=4), 9))
+    rest = _kept(islice(data.batches(seed=9, batch_size=4, start_step=start), 9 - start))
+    assert _same(rest, whole[start:])
 
 
-def test_buffers_used_again_do_not_change_batches_in_hand(data: PairedTokens) -> None:
-    kept = list(islice(data.batches(seed=1, batch_size=5), 12))
-    for _, ids, source, target in kept:
-        assert torch.equal(source, data.batch(ids)[0])
-        assert torch.equal(target, data.batch(ids)[1])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_global_batches(data: PairedTokens, world_size: int) -> None:
+    whole = _kept(islice(data.batches(seed=9, batch_size=4), 7))
+    ranks = [
+        _kept(islice(data.batches(seed=9, batch_size=4, rank=rank, world_size=world_size), 7))
+        for rank in range(world_size)
+    ]
+    joined = [
+        (parts[0][0], *(f([part[field] for part in parts]) for field, f in enumerate(JOIN, start=1)))
+        for parts in zip(*ranks, strict=True)
+    ]
+    assert _same(joined, whole)
 
 
-def test_batch_size_must_fit(data: PairedTokens) -> None:
+def test_readers_change_nothing(data: PairedTokens) -> None:
+    alone = _kept(islice(data.batches(seed=9, batch_size=5), 7))
+    for readers in (2, 7):
+        assert _same(_kept(islice(data.batches(seed=9, batch_size=5, readers=readers), 7)), alone)
+
+
+def test_closing_ends_all_threads(data: PairedTokens) -> None:
+    before = threading.active_count()
+    batches = data.batches(seed=9, batch_size=5, readers=3)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_sizes_must_fit(data: PairedTokens) -> None:
     with pytest.raises(StoreError, match=r"pairs\.parquet has 15 pairs, fewer than one batch of 16"):
         data.batches(seed=0, batch_size=16)
     with pytest.raises(ValueError, match="batch_size is 0"):
         data.batches(seed=0, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size 4 cannot be split among 3 ranks"):
+        data.batches(seed=0, batch_size=4, rank=0, world_size=3)
+    with pytest.raises(ValueError, match="readers is 0"):
+        data.batches(seed=0, batch_size=4, readers=0)
+    with pytest.raises(ValueError, match="device is meta, expected cpu or cuda"):
+        data.batches(seed=0, batch_size=4, device="meta")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_arrive_on_the_gpu(data: PairedTokens) -> None:
+    on_cpu = _kept(islice(data.batches(seed=9, batch_size=5), 40))
+    arrived: list[Step] = []
+    for step, ids, source, target in islice(data.batches(seed=9, batch_size=5, device="cuda"), 40):
+        assert source.device.type == target.device.type == "cuda"
+        torch.cuda._sleep(1_000_000)  # the consumer's stream lags behind
+        arrived.append((step, ids, source, target))
+    assert _same([(step, ids, source.cpu(), target.cpu()) for step, ids, source, target in arrived], on_cpu)
 
 
 def test_damage_found_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
@@ -181,6 +244,9 @@ def test_damage_found_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None
         file.write(b"\x00\x01\x02")
     with pytest.raises(StoreError, match=r"s/tokens/c\.0\.0\.0: row 1"):
         list(islice(data.batches(seed=0, batch_size=6), 1))
+    with pytest.raises(StoreError, match=r"s/tokens/c\.0\.0\.0: row 1"):
+        list(islice(data.batches(seed=0, batch_size=6, readers=3), 1))
+    assert len(list(islice(data.batches(seed=0, batch_size=6, check=False), 2))) == 2
 
 
 def test_prefetch_stays_ahead_keeps_order_and_ends_its_thread() -> None:
@@ -198,6 +264,22 @@ def test_prefetch_stays_ahead_keeps_order_and_ends_its_thread() -> None:
     assert 5 <= len(made) <= 9
     assert threading.active_count() == before
     assert list(prefetched(iter(range(4)), 3)) == [0, 1, 2, 3]
+
+
+def test_no_item_is_begun_while_its_slot_is_in_use() -> None:
+    begun: list[int] = []
+
+    def source():
+        for number in range(20):
+            begun.append(number)
+            yield number
+
+    ahead = prefetched(source(), 2)
+    for held in range(10):
+        assert next(ahead) == held
+        time.sleep(0.01)  # time for the thread to begin more than it may
+        assert begun[-1] <= held + 2
+    ahead.close()
 
 
 def test_training_data_needs_no_encoder_and_no_zarr() -> None:
