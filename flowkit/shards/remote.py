@@ -138,8 +138,6 @@ class _Transfer:
     def fetch(self) -> None:
         """Ask until all bytes are there."""
         retries = Retries(self.file.url, self.patience)
-        if self.arrived > self.file.bytes:
-            self.discard()
         self.partial.touch()
         with _pool(self.file.url, self.patience.timeout_seconds) as pool:
             while self.arrived < self.file.bytes:

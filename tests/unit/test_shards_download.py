@@ -112,6 +112,26 @@ def test_server_without_ranges_starts_over(web: WebServer, tmp_path: Path, patie
     assert sum(counts) == len(CONTENT)
 
 
+def test_part_that_does_not_fit_is_not_joined(web: WebServer, tmp_path: Path, patience: Patience) -> None:
+    file, to = remote_file(web.serve(PATH, CONTENT), CONTENT), tmp_path / "val.zip"
+    total = len(CONTENT)
+    all_of_it = Fault(body=CONTENT, headers={"Content-Range": f"bytes 0-{total - 1}/{total}"})
+    web.fail(PATH, Fault(cut_after=100_000), all_of_it)
+    download(file, to, patience=patience)
+    assert to.read_bytes() == CONTENT
+    assert [request.status for request in web.requests] == [200, 206, 200]
+
+
+def test_answers_that_end_early_are_not_asked_for_without_end(
+    web: WebServer, tmp_path: Path, patience: Patience, waits: list[float]
+) -> None:
+    file, to = remote_file(web.serve(PATH, CONTENT), CONTENT), tmp_path / "val.zip"
+    web.fail(PATH, Fault(cut_after=100_000), Fault(body=b"", times=-1))
+    with pytest.raises(DownloadError, match="ended after 100000 of 300000 bytes"):
+        download(file, to, patience=patience)
+    assert waits == [1, 2, 4]
+
+
 def test_file_changed_during_the_download_is_not_joined(
     web: WebServer, tmp_path: Path, patience: Patience
 ) -> None:
