@@ -15,14 +15,14 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import google_crc32c
 
 from flowkit.errors import StoreError
-from flowkit.features.stream import disk_errors, write_fully
+from flowkit.features.stream import cut_back, disk_errors, write_fully
 from flowkit.features.tables import RejectRow, SampleRow
 
 _CRC_DIGITS = 8
@@ -37,7 +37,13 @@ class Batch:
     rejects: tuple[RejectRow, ...]
 
     def to_line(self) -> bytes:
-        return _line(asdict(self))
+        return _line(
+            {
+                "next_index": self.next_index,
+                "samples": [vars(row) for row in self.samples],
+                "rejects": [vars(row) for row in self.rejects],
+            }
+        )
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:
@@ -65,7 +71,7 @@ class Journal:
         """Begin a new, empty journal."""
         line = _line({"header": header})
         self.header, self.batches, self._ends = header, [], [0]
-        os.ftruncate(self._descriptor, 0)
+        cut_back(self._descriptor, 0)
         self._write(line)
 
     def cut(self, samples: int) -> None:
@@ -78,7 +84,7 @@ class Journal:
             kept += 1
         self.batches = self.batches[:kept]
         self._ends = self._ends[: kept + 2]
-        os.ftruncate(self._descriptor, self._ends[-1])
+        cut_back(self._descriptor, self._ends[-1])
 
     def append(self, batch: Batch) -> None:
         """Add one batch."""

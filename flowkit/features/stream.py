@@ -28,7 +28,7 @@ class RecordStream:
     def __init__(self, path: Path, layout: RecordLayout, count: int = 0) -> None:
         self.path, self.layout, self.count = path, layout, count
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        os.ftruncate(self._descriptor, count * layout.stride)
+        cut_back(self._descriptor, count * layout.stride)
 
     def append(self, records: Iterable[NDArray[Any]], checksums: Sequence[bytes]) -> int:
         """Write records of the layout's shape and type, C-contiguous, with `checksum_of` each; bytes written."""
@@ -78,6 +78,12 @@ def write_fully(descriptor: int, buffers: Sequence[bytes | NDArray[Any]]) -> Non
                 written -= len(pending.pop(0))
             if written:
                 pending[0] = pending[0][written:]
+
+
+def cut_back(descriptor: int, size: int) -> None:
+    """Truncate to `size`. A file of that size is left alone: ext4 flushes a truncated file when it is closed."""
+    if os.fstat(descriptor).st_size != size:
+        os.ftruncate(descriptor, size)
 
 
 @contextmanager

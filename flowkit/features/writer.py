@@ -54,6 +54,15 @@ class Counts:
     rejects: int
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch ready to be written: `refused` maps positions to reasons, the rest is by array."""
+
+    refused: dict[int, str]
+    records: dict[str, list[HalfArray]]
+    checksums: dict[str, list[bytes]]
+
+
 class TokenStoreWriter:
     """Writes the store `work_dir`, going on where an earlier writer of the same store was stopped.
 
@@ -111,35 +120,19 @@ class TokenStoreWriter:
         """Add the model batch that ends before member `next_index`: its samples and its rejects.
 
         A sample with a value that is not finite or beyond float16 becomes a reject; no value is ever clamped.
-        A caller that made float16 elsewhere passes `reasons`, {position in `rows`: why it did not fit}, in the
-        words of halves.py; float16 arrays are written as they are, without a copy.
+        Float16 arrays are written as they are, without a copy. A caller that made them elsewhere passes
+        `reasons`, {position in `rows`: why it did not fit}, in the words of halves.py: it has looked at every
+        value then, and they are not looked at again.
         """
         values = {TOKENS: tokens_NTD} | ({} if pooled_NP is None else {POOLED: pooled_NP})
-        self._check_batch(values, rows, rejects, next_index)
-        refused = dict(reasons or {})
-        if not set(refused) <= set(range(len(rows))):
-            raise ValueError(f"reasons are given for {sorted(refused)}, the batch has {len(rows)} rows")
-        records: dict[str, list[HalfArray]] = {name: [] for name in values}
-        checksums: dict[str, list[bytes]] = {name: [] for name in values}
-        for number in range(len(rows)):
-            if number in refused:
-                continue
-            halves, reason = self._encode({name: array[number] for name, array in values.items()}, number)
-            if reason is not None:
-                refused[number] = reason
-                continue
-            for name, half in halves.items():
-                records[name].append(half)
-                checksums[name].append(checksum_of(half))
-        batch = Batch(
-            next_index,
-            tuple(row for number, row in enumerate(rows) if number not in refused),
-            (*rejects, *(RejectRow(rows[n].index, rows[n].key, refused[n]) for n in sorted(refused))),
-        )
         with self._all_or_nothing():
-            self._journal.append(batch)
+            self._check_batch(values, rows, rejects, next_index)
+            batch = self._encode(values, rows, reasons)
+            refused = (RejectRow(rows[n].index, rows[n].key, batch.refused[n]) for n in sorted(batch.refused))
+            kept = (row for number, row in enumerate(rows) if number not in batch.refused)
+            self._journal.append(Batch(next_index, tuple(kept), (*rejects, *refused)))
             for name, stream in self._streams.items():
-                self._unsynced += stream.append(records[name], checksums[name])
+                self._unsynced += stream.append(batch.records[name], batch.checksums[name])
             self._sync_now_and_then()
 
     def finish(self) -> Counts:
@@ -147,7 +140,6 @@ class TokenStoreWriter:
         counts = self.counts
         if self.finished:
             return counts
-        self._demand_intact()
         with self._all_or_nothing():
             for name in self._layouts:
                 self._streams.pop(name).finish()
@@ -253,9 +245,6 @@ class TokenStoreWriter:
         rejects: Sequence[RejectRow],
         next_index: int,
     ) -> None:
-        self._demand_intact()
-        if self.finished:
-            raise StoreError(f"{self.path} is finished; nothing can be appended")
         expected = {name: (len(rows), *layout.shape) for name, layout in self._layouts.items()}
         found = {name: array.shape for name, array in values.items()}
         if found != expected:
@@ -266,15 +255,29 @@ class TokenStoreWriter:
                 f"{self.path}: the batch from {self.next_index} to {next_index} holds the members {indexes}"
             )
 
-    def _encode(self, values: Mapping[str, Floats], number: int) -> tuple[dict[str, HalfArray], str | None]:
-        """Sample `number` of a batch as float16, and why it does not fit if it does not."""
-        halves: dict[str, HalfArray] = {}
-        for name, array in values.items():
-            contiguous = np.ascontiguousarray(array)
-            halves[name] = to_half(contiguous, partial(self._buffer, name, number))
-            if reason := refusal_of(name, contiguous, halves[name]):
-                return halves, reason
-        return halves, None
+    def _encode(
+        self, values: Mapping[str, Floats], rows: Sequence[SampleRow], reasons: Mapping[int, str] | None
+    ) -> _Encoded:
+        """The samples of a batch as records, and the reasons of those that are none."""
+        trusted = reasons is not None and all(array.dtype == np.float16 for array in values.values())
+        batch = _Encoded(dict(reasons or {}), {name: [] for name in values}, {name: [] for name in values})
+        if not set(batch.refused) <= set(range(len(rows))):
+            raise ValueError(f"reasons are given for {sorted(batch.refused)}, the batch has {len(rows)} rows")
+        for number in range(len(rows)):
+            if number in batch.refused:
+                continue
+            floats = {name: np.ascontiguousarray(array[number]) for name, array in values.items()}
+            halves = {
+                name: to_half(array, partial(self._buffer, name, number)) for name, array in floats.items()
+            }
+            reason = None if trusted else _refusal(floats, halves)
+            if reason is not None:
+                batch.refused[number] = reason
+                continue
+            for name, half in halves.items():
+                batch.records[name].append(half)
+                batch.checksums[name].append(checksum_of(half))
+        return batch
 
     def _buffer(self, name: str, number: int) -> HalfArray:
         """Room for sample `number` of a batch, used again for every batch."""
@@ -284,15 +287,17 @@ class TokenStoreWriter:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """After an error in here only a new writer can go on: journal and arrays may be torn."""
+        """After any error in here only a new writer can go on: a batch would be missing, or torn."""
+        if self.finished:
+            raise StoreError(f"{self.path} is finished; nothing can be appended")
+        if self._failed:
+            raise StoreError(
+                f"{self.path}: an earlier batch could not be added; open the store again to go on"
+            )
         self._failed = True
         with disk_errors(self.path):
             yield
         self._failed = False
-
-    def _demand_intact(self) -> None:
-        if self._failed:
-            raise StoreError(f"{self.path}: writing failed before; open the store again to go on")
 
     def _sync_now_and_then(self) -> None:
         if self._unsynced < SYNC_BYTES:
@@ -301,3 +306,9 @@ class TokenStoreWriter:
         for stream in self._streams.values():
             stream.sync()
         self._unsynced = 0
+
+
+def _refusal(values: Mapping[str, Floats], halves: Mapping[str, HalfArray]) -> str | None:
+    """Why a sample cannot be stored, or None."""
+    reasons = (refusal_of(name, values[name], half) for name, half in halves.items())
+    return next((reason for reason in reasons if reason), None)

@@ -1,0 +1,240 @@
+"""Bars of the token store: writing speed, bytes and inodes on disk, and what int8 costs in exactness.
+
+One tar of 96 samples, CLIP [257, 1024] and EVA [257, 4096] in float16 (2.6 MB a sample), appended in model batches.
+The contenders of a bar take turns, each writing new files; CPU time decides, wall time is reported. zarr-python
+appends 16 parts to one shard of 256 CLIP samples, with the same codecs. `rows(folder)` needs about 1 GB.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from loader_bench import device
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+
+from flowkit.features.tables import SampleRow
+from flowkit.features.writer import TokenStoreWriter
+
+SAMPLES, POOLED_WIDTH = 96, 768
+SHAPES = {"clip": (257, 1024), "eva": (257, 4096)}
+ZARR_SAMPLES, ZARR_PARTS = 256, 16
+
+Row = dict[str, Any]
+Floats = NDArray[np.floating]
+
+
+def rows(folder: Path, *, repeats: int = 7) -> list[Row]:
+    """Measure everything, writing below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [*writing_rows(folder, repeats), *zarr_rows(folder, repeats), *disk_rows(folder)]
+
+
+# Writing
+
+
+def writing_rows(folder: Path, repeats: int) -> list[Row]:
+    """The writer against plain writes of the same bytes; extraction checks values where it makes float16 of them."""
+    halves = {side: random_tokens(SAMPLES, shape) for side, shape in SHAPES.items()}
+    floats = {side: values.astype(np.float32) for side, values in halves.items()}
+    ways: dict[str, Callable[[Path], Seconds]] = {
+        "raw 32": lambda work: write_raw(work / "files", halves, 32),
+        "store 32": lambda work: write_stores(work / "files", halves, 32, checked=True),
+        "raw 16": lambda work: write_raw(work / "files", halves, 16),
+        "store 16": lambda work: write_stores(work / "files", halves, 16, checked=True),
+        "store, range check": lambda work: write_stores(work / "files", halves, 32),
+        "store float32": lambda work: write_stores(work / "files", floats, 32),
+        "raw flushed": lambda work: write_raw(work / "files", halves, 32, flush=True),
+        "store finished": lambda work: write_stores(work / "files", halves, 32, checked=True, finish=True),
+    }
+    runs = take_turns(folder, ways, repeats)
+    return [
+        speed_row("writer, batches of 32 / raw write", runs, "store 32", "raw 32", 0.6),
+        speed_row("writer, batches of 16 / raw write", runs, "store 16", "raw 16", 0.6),
+        speed_row("writer with its own range check / raw write", runs, "store, range check", "raw 32", None),
+        speed_row("writer, float32 input / raw write of float16", runs, "store float32", "raw 32", None),
+        speed_row("writer, finished and flushed / raw write, flushed", runs, "store finished", "raw flushed", None),
+    ]  # fmt: skip
+
+
+def zarr_rows(folder: Path, repeats: int) -> list[Row]:
+    """The writer against zarr-python appending to one shard."""
+    values = random_tokens(ZARR_SAMPLES, SHAPES["clip"])
+    batch = ZARR_SAMPLES // ZARR_PARTS
+    ways: dict[str, Callable[[Path], Seconds]] = {
+        "zarr": lambda work: append_with_zarr(work / "files", values, batch),
+        "store": lambda work: write_stores(work / "files", {"clip": values}, batch),
+    }
+    runs = take_turns(folder, ways, repeats)
+    return [speed_row("writer / zarr-python appending 16 parts to one shard", runs, "store", "zarr", 10.0)]
+
+
+def write_raw(folder: Path, values: Mapping[str, Floats], batch: int, *, flush: bool = False) -> Seconds:
+    """One file for each side, without checksums."""
+    folder.mkdir()
+    watch = Watch()
+    for side, array in values.items():
+        with (folder / side).open("wb", buffering=0) as file:
+            for first in range(0, len(array), batch):
+                file.write(array[first : first + batch])
+            if flush:
+                os.fsync(file.fileno())
+    return watch.seconds()
+
+
+def write_stores(
+    folder: Path, values: Mapping[str, Floats], batch: int, *, checked: bool = False, finish: bool = False
+) -> Seconds:
+    """One store for each side, tokens only; `finish` adds indexes, tables and metadata, and flushes it all."""
+    folder.mkdir()
+    rows = sample_rows(max(len(array) for array in values.values()))
+    watch = Watch()
+    with ExitStack() as stack:
+        for side, array in values.items():
+            shape = (array.shape[1], array.shape[2])
+            writer = TokenStoreWriter(
+                folder / side, token_shape=shape, pooled_width=None, attributes={"encoder": side}
+            )
+            stack.enter_context(writer)
+            for first in range(0, len(array), batch):
+                members = slice(first, first + batch)
+                writer.append(
+                    array[members],
+                    None,
+                    rows[members],
+                    reasons={} if checked else None,
+                    next_index=members.stop,
+                )
+            if finish:
+                writer.finish()
+    return watch.seconds()  # fmt: skip
+
+
+def append_with_zarr(folder: Path, values: Floats, batch: int) -> Seconds:
+    """One shard with the store's codecs, `batch` samples at a time."""
+    folder.mkdir()
+    watch = Watch()
+    sharding = ShardingCodec(chunk_shape=(1, *values.shape[1:]), codecs=[BytesCodec(), Crc32cCodec()])
+    array = zarr.create_array(
+        folder,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=values.dtype,
+        filters=None,
+        compressors=None,
+        serializer=sharding,
+    )
+    for first in range(0, len(values), batch):
+        array[first : first + batch] = values[first : first + batch]
+    return watch.seconds()
+
+
+def random_tokens(count: int, shape: tuple[int, int]) -> NDArray[np.float16]:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).half().numpy()
+
+
+def sample_rows(count: int) -> list[SampleRow]:
+    """Rows as long as real ones."""
+    return [
+        SampleRow(index, f"{index:09d}", ("a dog asleep on a red sofa",), 640, 480, f"{index:064x}")
+        for index in range(count)
+    ]
+
+
+# Size on disk
+
+
+def disk_rows(folder: Path) -> list[Row]:
+    """Bytes and inodes of a finished EVA store with pooled embeddings."""
+    values = random_tokens(SAMPLES, SHAPES["eva"])
+    pooled = np.zeros((SAMPLES, POOLED_WIDTH), np.float16)
+    store = folder / "disk"
+    with TokenStoreWriter(
+        store, token_shape=SHAPES["eva"], pooled_width=POOLED_WIDTH, attributes={"encoder": "eva"}
+    ) as writer:
+        writer.append(values, pooled, sample_rows(SAMPLES), next_index=SAMPLES)
+        writer.finish()
+    paths = [store, *store.rglob("*")]
+    on_disk = sum(path.stat().st_size for path in paths if path.is_file())
+    return [
+        row("bytes on disk / raw bytes", [on_disk / (values.nbytes + pooled.nbytes)], 1.001, at_most=True),
+        row("inodes of a store", [float(len(paths))], 12.0, at_most=True),
+    ]
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Seconds:
+    cpu: float
+    wall: float
+
+
+class Watch:
+    """Counts from when it is made."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def seconds(self) -> Seconds:
+        return Seconds(time.process_time() - self._cpu, time.perf_counter() - self._wall)
+
+
+def take_turns(
+    folder: Path, ways: Mapping[str, Callable[[Path], Seconds]], repeats: int
+) -> dict[str, list[Seconds]]:
+    """Seconds of each way and repeat, after one round that does not count.
+
+    Before each way all earlier files are deleted and the disk comes to rest, so that none pays for another.
+    """
+    work = folder / "turn"
+    runs: dict[str, list[Seconds]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            os.sync()
+            taken = way(work)
+            if repeat:
+                runs[name].append(taken)
+    shutil.rmtree(work)
+    return runs
+
+
+def speed_row(
+    name: str, runs: Mapping[str, Sequence[Seconds]], contender: str, peer: str, demand: float | None
+) -> Row:
+    """How many times faster the contender is than its peer, by CPU time."""
+    paired = list(zip(runs[peer], runs[contender], strict=True))
+    wall = statistics.median(peer.wall / contender.wall for peer, contender in paired)
+    return row(name, [peer.cpu / own.cpu for peer, own in paired], demand, wall=round(wall, 3))
+
+
+def row(
+    name: str, values: Sequence[float], demand: float | None, *, at_most: bool = False, **more: Any
+) -> Row:
+    """One line of the report; `demand` is the least value, or the largest where `at_most`; None reports only."""
+    value = statistics.median(values)
+    holds = None if demand is None else (value <= demand if at_most else value >= demand)
+    return {
+        "name": name,
+        "value": round(value, 6),
+        "demand": demand,
+        "holds": holds,
+        "median_of": len(values),
+        "spread": [round(min(values), 6), round(max(values), 6)],
+        "device": device(),
+        **more,
+    }
