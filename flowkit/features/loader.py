@@ -92,7 +92,7 @@ class PairedTokens:
     def batch(self, ids: Numbers, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Source and target tokens of the pairs `ids`: two new contiguous tensors [B, T, D] on the CPU."""
         source, target = (half_buffer(shape) for shape in self._record_shapes(len(ids)))
-        self._fill(ids, (source, target), np.arange(len(ids)), check=True)
+        self._fill(ids, (source, target), self._as_on_disk(ids), check=True)
         return (
             self._source.view(source).to(dtype).contiguous(),
             self._target.view(target).to(dtype).contiguous(),
@@ -147,10 +147,9 @@ class PairedTokens:
             for turn, ((step, ids), (_, next_ids)) in enumerate(pairwise(steps)):
                 self._announce(next_ids)
                 slot = ring.slot(turn)
-                places = np.lexsort((self._source_row[ids], self._tar[ids]))  # as they lie on disk
-                parts = np.array_split(places, readers)
-                reads = [pool.submit(self._fill, ids[part], slot, part, check=check) for part in parts[1:]]
-                self._fill(ids[parts[0]], slot, parts[0], check=check)
+                parts = np.array_split(self._as_on_disk(ids), readers)
+                reads = [pool.submit(self._fill, ids, slot, part, check=check) for part in parts[1:]]
+                self._fill(ids, slot, parts[0], check=check)
                 for read in reads:
                     read.result()
                 ring.send(turn)
@@ -164,18 +163,22 @@ class PairedTokens:
         finally:
             filled.close()
 
+    def _as_on_disk(self, ids: Numbers) -> Numbers:
+        """The places in `ids` by store and record."""
+        return np.lexsort((self._source_row[ids], self._tar[ids]))
+
     def _fill(self, ids: Numbers, slot: Buffers, places: Numbers, *, check: bool) -> None:
-        """Read the pair `ids[k]` to the place `places[k]` of the buffers of both sides."""
-        source, target = slot
-        tars = self._tar[ids]
-        self._source.read(tars, self._source_row[ids], source, places, check=check)
-        self._target.read(tars, self._target_row[ids], target, places, check=check)
+        """Read the pair `ids[k]` to the place k of the buffers of both sides, for every k in `places`, by store."""
+        pairs = ids[places]
+        tars, (source, target) = self._tar[pairs], slot
+        self._source.read(tars, self._source_row[pairs], source, places, check=check)
+        self._target.read(tars, self._target_row[pairs], target, places, check=check)
 
     def _announce(self, ids: Numbers) -> None:
         """Let the disks begin to read the pairs `ids`."""
-        tars = self._tar[ids]
-        self._source.announce(tars, self._source_row[ids])
-        self._target.announce(tars, self._target_row[ids])
+        pairs = ids[self._as_on_disk(ids)]
+        self._source.announce(self._tar[pairs], self._source_row[pairs])
+        self._target.announce(self._tar[pairs], self._target_row[pairs])
 
     def _record_shapes(self, count: int) -> list[tuple[int, ...]]:
         return [(count, *side.record_shape) for side in (self._source, self._target)]
@@ -199,16 +202,21 @@ class _Side:
         self.shape = (tokens - self._first_token, channels)
 
     def read(self, tars: Numbers, rows: Numbers, out: Tensor, slots: Numbers, *, check: bool) -> None:
-        """Read record `rows[k]` of store `tars[k]` into `out[slots[k]]` for every k."""
+        """Read record `rows[k]` of store `tars[k]` into `out[slots[k]]` for every k; `tars` is sorted."""
         records = out.numpy()
-        for number in np.unique(tars):
-            mine = np.flatnonzero(tars == number)
-            self.stores[number].read_into(self._array, rows[mine], records, slots[mine], check=check)
+        for store, part in self._by_store(tars):
+            store.read_into(self._array, rows[part], records, slots[part], check=check)
 
     def announce(self, tars: Numbers, rows: Numbers) -> None:
-        """Say that record `rows[k]` of store `tars[k]` will be read soon, for every k."""
-        for number in np.unique(tars):
-            self.stores[number].will_need(self._array, rows[tars == number])
+        """Say that record `rows[k]` of store `tars[k]` will be read soon, for every k; `tars` is sorted."""
+        for store, part in self._by_store(tars):
+            store.will_need(self._array, rows[part])
+
+    def _by_store(self, tars: Numbers) -> Iterator[tuple[TokenStore, slice]]:
+        """Each store in the sorted `tars` and its stretch of them."""
+        starts = np.flatnonzero(np.diff(tars, prepend=-1)).tolist()
+        for first, last in pairwise([*starts, len(tars)]):
+            yield self.stores[tars[first]], slice(first, last)
 
     def view(self, records: Tensor) -> Tensor:
         """The tokens [B, T, D] in records as they lie on disk."""
