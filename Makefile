@@ -6,7 +6,7 @@ EXPERIMENT := $(or $(FLOWKIT_RESULTS),results)/demo
 SNAKEMAKE_ARGS := --profile profiles/local --configfile workflow/config/demo.yaml
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo environment test test-slow lint format clean-demo
+.PHONY: demo environment test test-slow bench lint format
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -14,6 +14,7 @@ help:
 	@echo "make demo       run the whole workflow on the demo (about five minutes on two cores)"
 	@echo "make test       run the tests (about ten minutes)"
 	@echo "make test-slow  run the long tests: kill drills, retraining the demo encoders, the whole demo"
+	@echo "make bench      measure every performance bar (about five minutes, 2 GB of disk)"
 	@echo "make lint       ruff, the type checker, snakefmt and snakemake --lint"
 
 environment: $(INSTALLED)
@@ -41,6 +42,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
+
+bench: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

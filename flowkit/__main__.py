@@ -21,7 +21,7 @@ from flowkit.config import load_config
 from flowkit.config_files import write_config_files
 from flowkit.errors import ConfigError, FlowkitError
 from flowkit.paths import Places
-from flowkit.progress import logger, set_up_logging
+from flowkit.progress import Progress, logger, set_up_logging
 from flowkit.results import key_figures
 from flowkit.runtime import end_with, set_threads
 from flowkit.stages.fingerprint import code_of
@@ -29,9 +29,11 @@ from flowkit.stages.session import Spec
 from flowkit.stages.specs import Plan
 
 STAGES = {
-    "shards": "Draw the demo images, or take stock of a folder of tars.",
-    "weights": "Bring the weights of an encoder into place and record their digest.",
+    "fetch": "Fetch the tars or archives of a data set from the network; goes on where it was stopped.",
+    "shards": "Draw the demo images, make tars of COCO, or take stock of a folder of tars.",
+    "weights": "Find or fetch the weights of an encoder and record their digest.",
     "extract": "Encode the images of tars into token stores.",
+    "convert": "Convert the source encoder's token stores to int8.",
     "pairs": "Join the rows of two encoders' stores.",
     "head": "Save the target encoder's final norm and projection.",
     "texts": "Embed captions and class prompts with the target's text tower.",
@@ -42,6 +44,9 @@ STAGES = {
     "summary": "Join the metrics of all runs and judge the goals.",
     "report": "Write the static pages.",
 }
+
+NETWORK_STAGES = ("fetch", "weights")
+"""All other stages run with the hub's libraries switched to offline."""
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -83,6 +88,8 @@ def _add_stage(stage: str, help_text: str) -> None:
     ) -> None:
         set_threads(threads)
         end_with(parent)
+        if stage not in NETWORK_STAGES:
+            os.environ["HF_HUB_OFFLINE"] = "1"
         if (spec is None) == (config is None):
             raise ConfigError(f"flowkit {stage}: give either --spec JSON or --config FILE")
         if spec is not None:
@@ -153,6 +160,26 @@ def check(
     for dataset in plan.datasets:
         typer.echo(f"data set {dataset}: {len(plan.tars(dataset))} tars")
     typer.echo(f"{len(plan.jobs)} rules: {' '.join(plan.jobs)}")
+
+
+@app.command()
+def verify(
+    stores: Annotated[
+        list[Path], typer.Argument(help="Token stores, or folders that hold some at any depth.", exists=True)
+    ],
+) -> None:
+    """Check every record, index and table of token stores; the first damage is an error that names the file."""
+    from flowkit.features.verify import find_stores, verify_store
+
+    folders = find_stores(stores)
+    progress = Progress("verify", len(folders), "store")
+    for folder in folders:
+        result = verify_store(folder)
+        logger.info("store=%s encoder=%s samples=%d rejects=%d records=%d", folder, result.encoder, result.samples,
+                    result.rejects, result.records)  # fmt: skip
+        progress.advance()
+    progress.close()
+    typer.echo(f"{len(folders)} stores are whole")
 
 
 @app.command("config-files")

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from flowkit.config import Config, DemoDataset, Encoder, Encoders, FolderDataset
+from flowkit.config import Config, Encoder, Encoders
+from flowkit.datasets import DATASET_KINDS, Archive
 
 # What the models leave open: the real run that a new user starts from.
 DEFAULT_EXPERIMENT: dict[str, Any] = {
@@ -83,8 +84,8 @@ def _reference() -> str:
         "",
     ]
     sections: list[tuple[str, type[BaseModel]]] = [
-        ("datasets.<name> (kind: demo)", DemoDataset),
-        ("datasets.<name> (kind: folder)", FolderDataset),
+        *((f"datasets.<name> (kind: {kind})", model) for kind, model in DATASET_KINDS.items()),
+        ("datasets.<name>.pictures, datasets.<name>.annotations (kind: coco)", Archive),
         ("encoders.source, encoders.target", Encoder),
         ("encoders", Encoders),
     ]
@@ -112,6 +113,8 @@ def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{key} `{item}`" for key, item in value.model_dump().items())
     return f"`{json.dumps(value)}`"
 
 

@@ -1,8 +1,10 @@
 """Where everything lies: the one place that knows folder and file names.
 
-    <data_root>/shards/<dataset>/                      source tars
+    <data_root>/listings/<owner>--<name>@<revision>.json   tars of a hub repository, pinned to a commit
+    <data_root>/archives/<dataset>/                    zip files that a data set is made from
+    <data_root>/shards/<dataset>/                      source tars; those of a hub lie in folders <tar>/ of their own
     <data_root>/weights/<encoder id>/                  encoder weights
-    <data_root>/features/<dataset>/<encoder id>/<tar>/ token store of one tar
+    <data_root>/features/<dataset>/<encoder id>/<tar>/ token store of one tar; <encoder id>-int8 where it was converted
     <data_root>/features/<dataset>/pairs-<a>-<b>/      row pairs of two encoders
     <data_root>/heads/<encoder id>/                    final norm and projection of the target
     <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
@@ -23,10 +25,16 @@ MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
 SCORES = "scores.json"
 LOCATION = "location.json"
+"""Names the place of files that stay where the user has them; it is of one machine, so it is untracked."""
 PAIRS = "pairs.parquet"
 HEAD = "head.safetensors"
 TEXT_EMBEDDINGS = "texts.safetensors"
 TEXTS = "texts.json"
+
+
+def converted(encoder_id: str) -> str:
+    """Return the folder name of an encoder's stores after their conversion to int8."""
+    return f"{encoder_id}-int8"
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,22 @@ class Places:
     results: Path
     data_root: Path
 
+    def listing(self, repository: str, revision: str) -> Path:
+        """List of the tars of a hub repository."""
+        name = f"{repository}@{revision}".replace("/", "--")
+        return self.data_root / "listings" / f"{name}.json"
+
+    def archives(self, dataset: str) -> Path:
+        """Folder of the zip files that a data set is made from."""
+        return self.data_root / "archives" / dataset
+
     def shards(self, dataset: str) -> Path:
         """Folder of the manifest of a data set, and of its tars where the workflow writes them."""
         return self.data_root / "shards" / dataset
+
+    def fetched(self, dataset: str, tar: str) -> Path:
+        """Folder of one tar that was fetched from a hub."""
+        return self.shards(dataset) / tar.removesuffix(".tar")
 
     def weights(self, encoder_id: str) -> Path:
         """Folder of the weights of an encoder."""

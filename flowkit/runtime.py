@@ -29,6 +29,11 @@ def set_threads(threads: int) -> None:
         os.environ[variable] = str(threads)
 
 
+def threads() -> int:
+    """Return how many threads this process was given, for pools of its own beside those of the numeric libraries."""
+    return int(os.environ.get(THREAD_VARIABLES[0], "1"))
+
+
 def prefer_this_python() -> None:
     """Let `python` in a shell mean the Python of this process, unless something activated later comes first.
 

@@ -1,6 +1,6 @@
-# Token stores, one per tar and encoder, and the table that pairs their rows.
+# Token stores, one per tar and encoder, their conversion to int8, and the table that pairs their rows.
 
-for job in jobs_of("extract", "pairs"):
+for job in jobs_of("extract", "convert", "pairs"):
 
     rule:
         name:

@@ -1,6 +1,6 @@
-# Source data: draws the demo images, or takes stock of a folder of tars.
+# Source data: fetches tars and archives, draws the demo images, makes tars of COCO, takes stock of a folder of tars.
 
-for job in jobs_of("shards"):
+for job in jobs_of("fetch", "shards"):
 
     rule:
         name:

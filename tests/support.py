@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,9 +18,10 @@ CONFIG = "tiny.yaml"
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with its own copy of package, rules and configuration."""
+    """A folder with its own copy of package, rules and configuration; `variables` go into the environment."""
 
     folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Run Snakemake here, with the copied package, and return what it printed."""
@@ -48,7 +50,8 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which this copy shadows the installed package."""
-        return {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        own = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, **own, **self.variables}
 
     def planned(self, *arguments: str) -> dict[str, str]:
         """Return {rule: reason} of everything that would run now."""

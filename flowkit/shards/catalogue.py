@@ -6,10 +6,13 @@ The order of the names is the order of the data set everywhere downstream.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from flowkit.errors import ShardError
+
+Tar = TypeVar("Tar")
 
 
 class TarDescription(TypedDict):
@@ -38,3 +41,17 @@ def describe_tar(tar: Path) -> TarDescription:
             return {"name": tar.name, "bytes": stream.tell(), "sha256": digest}
     except OSError as fault:
         raise ShardError(f"{tar} cannot be read ({fault.strerror}); fetch or write it again") from fault
+
+
+def choose_tars(tars: Sequence[Tar], first_shard: int, shards: int | None, *, where: str) -> list[Tar]:
+    """Return `shards` tars from position `first_shard` on, or all of them if `shards` is None.
+
+    Raises `ShardError` if the range goes beyond the tars; `where` names their folder or repository.
+    """
+    end = len(tars) if shards is None else first_shard + shards
+    if first_shard >= len(tars) or end > len(tars):
+        raise ShardError(
+            f"{where} has {len(tars)} tars, asked for are those from first_shard={first_shard} to {end - 1}; "
+            "lower shards or first_shard"
+        )
+    return list(tars[first_shard:end])

@@ -1,8 +1,8 @@
-"""MS-COCO val2017: where its two zip files lie, and their conversion into webdataset tars.
+"""MS-COCO: its two zip files as webdataset tars.
 
 A sample is `<file stem>.jpg` (the bytes of the zip, untouched) and `.json` with "captions" (the first five by
 annotation id) and "attributes" ("image_id"), in the order of the image ids. Annotations are CC BY 4.0, the
-images fall under the terms of Flickr. The address is http, as the publisher gives it; the digest is the guard.
+images fall under the terms of Flickr.
 """
 
 from __future__ import annotations
@@ -17,20 +17,8 @@ from typing import Any
 
 from flowkit.errors import ConfigError, ShardError
 from flowkit.shards.reader import IMAGE_EXTENSIONS
-from flowkit.shards.remote import RemoteFile
 from flowkit.shards.tar_writer import plan_tars, write_tar
 
-VAL2017_IMAGES = RemoteFile(
-    url="http://images.cocodataset.org/zips/val2017.zip",
-    bytes=815_585_330,
-    sha256="4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-)
-VAL2017_ANNOTATIONS = RemoteFile(
-    url="http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
-    bytes=252_907_541,
-    sha256="113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-)
-VAL2017_CAPTIONS_MEMBER = "annotations/captions_val2017.json"
 CAPTIONS_PER_IMAGE = 5
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from flowkit.errors import ConfigError, ShardError
 from flowkit.shards.demo_raster import CANVAS_PIXELS, Mark, paint
+from flowkit.shards.tar_writer import plan_tars, write_tar
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -190,31 +190,10 @@ def write_shards(folder: Path, *, images: int, images_per_shard: int, seed: int)
         )
     if not 0 <= seed < RESERVED_SEEDS_FROM:
         raise ConfigError(f"demo seed {seed} is not between 0 and {RESERVED_SEEDS_FROM - 1}; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, images, images_per_shard)
-    tars = [folder / f"{number:05d}.tar" for number in range(len(starts))]
-    strangers = sorted(path.name for path in set(folder.glob("*.tar")) - set(tars))
-    if strangers:
-        raise ShardError(
-            f"{folder} holds tars that are not part of this set of {len(tars)}: {', '.join(strangers[:5])}; "
-            "move them away or choose another folder"
-        )
-    for tar, start in zip(tars, starts, strict=True):
-        _write_tar(tar, range(start, min(start + images_per_shard, images)), seed)
-    return tars
-
-
-def _write_tar(tar: Path, indices: range, seed: int) -> None:
-    from webdataset.writer import TarWriter  # a second to import, needed only here
-
-    partial = tar.with_name(f".{tar.name}.partial")
-    with partial.open("wb") as stream:
-        with TarWriter(stream, user="flowkit", group="flowkit", mtime=0, encoder=False) as writer:
-            for index in indices:
-                writer.write(_record(seed, index))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(tar)
+    plan = plan_tars(folder, images, images_per_shard)
+    for tar, indices in plan:
+        write_tar(tar, (_record(seed, index) for index in indices))
+    return [tar for tar, _ in plan]
 
 
 def _record(seed: int, index: int) -> dict[str, str | bytes]:

@@ -105,22 +105,6 @@ def list_tars_of_hub(repository: str, revision: str, *, patience: Patience | Non
     return Listing(repository, revision, commit, tuple(by_name.values()))
 
 
-def choose(listing: Listing, first_shard: int, shards: int | None) -> tuple[HubTar, ...]:
-    """Return `shards` tars (None: all the rest) from position `first_shard` on, positions counted from 0.
-
-    Positions are not the numbers in the names: a name that does not exist has no position.
-    Raises `ConfigError` if the repository has fewer.
-    """
-    total = len(listing.tars)
-    last = total if shards is None else first_shard + shards
-    if not 0 <= first_shard < last <= total:
-        raise ConfigError(
-            f"first_shard = {first_shard}, shards = {'all' if shards is None else shards}: "
-            f"{listing.repository} has {total} tars (positions 0 to {total - 1}); take a range within"
-        )
-    return listing.tars[first_shard:last]
-
-
 def missing_numbers(names: Iterable[str]) -> list[str]:
     """Return the names that a numbering 00000.tar, 00001.tar, ... leaves out between its first and last.
 

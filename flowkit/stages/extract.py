@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from flowkit.encoders.registry import load_encoder
 from flowkit.features.extraction import extract_tar
 from flowkit.progress import Progress, logger
+from flowkit.runtime import threads
 from flowkit.stages.device import best_device
 from flowkit.stages.inputs import tar_of, weights_of
 from flowkit.stages.session import Spec, open_session
@@ -29,7 +30,13 @@ def run(spec: Spec) -> None:
 
     @cache
     def encoder() -> FrozenEncoder:
-        return load_encoder(settings["name"], weights, precision=settings["precision"], device=best_device())
+        return load_encoder(
+            settings["name"],
+            weights,
+            precision=settings["precision"],
+            device=best_device(),
+            compile=spec.values["encoders"]["compile"],
+        )
 
     tars = spec.target["tars"].split(",")
     progress = Progress(f"extract {settings['name']}", len(tars), "tar")
@@ -44,21 +51,36 @@ def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
     path, described = tar_of(spec, dataset, tar)
     _, weights_digest = weights_of(spec, encoder_id)
     folder = spec.places.store(dataset, encoder_id, tar)
-    limit = spec.values.get("datasets", {}).get(dataset, {}).get("samples_per_shard")
+    limit = spec.values["datasets"][dataset]["samples_per_shard"]
     with open_session(spec, folder, [], content=[weights_digest, described["sha256"]]) as session:
         if session.is_done:
             return
-        progress = Progress(f"extract {tar}", limit or 0, "image")
+        progress: Progress | None = None
+
+        def begin(done: int, total: int) -> None:
+            nonlocal progress
+            progress = Progress(f"extract {tar}", total, "image", done=done)
+
+        def advance(count: int) -> None:
+            if progress is not None:
+                progress.advance(count)
+
         counts = extract_tar(
             path,
             encoder(),
             session.work,
             batch_size=spec.values["encoders"]["batch_size"],
             attributes={"weights_sha256": weights_digest, "precision": spec.values["encoder"]["precision"]},
-            progress=progress.advance,
+            source=described,
+            begin=begin,
+            progress=advance,
             limit=limit,
+            decode=spec.values["encoders"]["decode"],
+            decode_threads=threads(),
         )
-        session.record.rates["images_per_s"] = progress.rate
+        if progress is not None:
+            progress.close()
+            session.record.rates["images_per_s"] = progress.rate
         if counts.rejects:
             logger.info("tar=%s samples=%d rejects=%d", tar, counts.samples, counts.rejects)
         session.commit(asdict(counts))

@@ -19,12 +19,21 @@ TOWER_TRAINING = {
     "flowkit.shards.demo_pictures",
     "flowkit.shards.demo_shapes",
 }
+DRAWING = {"flowkit.shards.demo_shapes", "flowkit.shards.demo_raster"}
+COCO = {"flowkit.shards.coco"}
+FETCHING = {f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")}
+"""Not tracked: what is fetched is checked by digest, so how it is fetched cannot change it."""
 REPORT_FILES = ("report/templates",)
 
 
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     """Return the fingerprint of the code that a stage reaches with these values."""
-    leave_out = set()
+    leave_out = {*FETCHING, "flowkit.encoders.weight_hub"}
+    if stage == "shards":
+        (dataset,) = values["datasets"].values()
+        leave_out |= (DRAWING if dataset["kind"] != "demo" else set()) | (
+            COCO if dataset["kind"] != "coco" else set()
+        )
     encoder = values.get("encoder", {})
     if encoder:
         leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}

@@ -1,33 +1,66 @@
-"""Stage `shards`: the tars of a data set, drawn or taken stock of, with their sizes and digests."""
+"""Stage `shards`: the tars of a data set, drawn, made from archives or taken stock of, with their sizes and digests.
+
+Tars of a hub are no concern of this stage: `fetch` leaves each of them as a result of its own.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flowkit.paths import LOCATION
+from flowkit.progress import Progress
 from flowkit.provenance import write_json
-from flowkit.shards.catalogue import describe_tar, list_tars
-from flowkit.stages.session import Session, Spec, open_session
+from flowkit.shards.catalogue import choose_tars, describe_tar, list_tars
+from flowkit.stages.session import Session, Spec, committed, open_session
 
 
 def run(spec: Spec) -> None:
     """Write or list the tars of `target.dataset`; the manifest's counts hold one description per tar."""
     dataset = spec.target["dataset"]
     values = spec.values["datasets"][dataset]
-    with open_session(spec, spec.places.shards(dataset), []) as session:
+    inputs = [spec.places.archives(dataset)] if values["kind"] == "coco" else []
+    with open_session(spec, spec.places.shards(dataset), inputs) as session:
         if values["kind"] == "folder":
-            tars = list_tars(Path(values["path"]))[: values["shards"]]
+            tars = choose_tars(
+                list_tars(Path(values["path"])), values["first_shard"], values["shards"], where=values["path"]
+            )
             _commit(session, tars, location=str(Path(values["path"]).resolve()))
         elif not session.is_done:
-            from flowkit.shards.demo_shapes import write_shards
-
-            tars = write_shards(
-                session.work,
-                images=values["images"],
-                images_per_shard=values["images_per_shard"],
-                seed=values["seed"],
+            tars = (
+                _draw(session, values) if values["kind"] == "demo" else _from_coco(session, values, inputs[0])
             )
             _commit(session, tars, location=".")
+
+
+def _draw(session: Session, values: dict[str, Any]) -> list[Path]:
+    from flowkit.shards.demo_shapes import write_shards
+
+    return write_shards(
+        session.work,
+        images=values["images"],
+        images_per_shard=values["images_per_shard"],
+        seed=values["seed"],
+    )
+
+
+def _from_coco(session: Session, values: dict[str, Any], archives: Path) -> list[Path]:
+    from flowkit.shards.coco import write_coco_shards
+
+    content, manifest = committed(archives)
+    pictures, annotations = (content / name for name in manifest["counts"]["archives"])
+    progress = Progress("shards", values["images"], "image")
+    tars = write_coco_shards(
+        pictures,
+        annotations,
+        values["captions"],
+        session.work,
+        images=values["images"],
+        images_per_shard=values["images_per_shard"],
+        progress=progress.advance,
+    )
+    progress.close()
+    return tars
 
 
 def _commit(session: Session, tars: list[Path], *, location: str) -> None:

@@ -1,8 +1,8 @@
 """From a configuration to jobs: which stages run, what each one sees, reads and leaves.
 
-A `Job` is one rule of the workflow. Its spec holds exactly the configuration leaves that its stage can see; the same
-leaves, and the fingerprint of the code that the stage can import, are what Snakemake tracks. The Snakefile makes one
-rule per job, and the command line runs the same jobs without Snakemake.
+A job's spec holds exactly the configuration leaves that its stage can see; the same leaves, and the fingerprint of the
+code that the stage can import, are what Snakemake tracks. The Snakefile makes one rule per job, and the command line
+runs the same jobs without Snakemake.
 """
 
 from __future__ import annotations
@@ -13,43 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.config import Config, DemoDataset, Encoder, FolderDataset, leaves
+from flowkit.config import Config, Encoder
+from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
 from flowkit.errors import ConfigError
-from flowkit.paths import MANIFEST, Places
+from flowkit.paths import Places, converted
 from flowkit.provenance import digest_of
-from flowkit.shards.catalogue import list_tars
+from flowkit.stages.datasets import tar_names
 from flowkit.stages.fingerprint import code_of
+from flowkit.stages.jobs import Job, rule_word
 from flowkit.stages.session import Spec
-
-
-@dataclass(frozen=True)
-class Job:
-    """One rule: its name, what its stage is asked, the results and user's files it reads, the results it fills."""
-
-    name: str
-    spec: Spec
-    inputs: tuple[Path, ...]
-    folders: tuple[Path, ...]
-    files: tuple[Path, ...] = ()
-    threads: int = 1
-    memory_mb: int = 2000
-    runtime_minutes: int = 60
-    priority: int = 0
-
-    @property
-    def tracked(self) -> list[str]:
-        """What Snakemake compares: one string per configuration leaf, one per module."""
-        return [*leaves(dict(self.spec.values)), *self.spec.code]
-
-    @property
-    def manifests(self) -> list[str]:
-        """Declared outputs."""
-        return [str(folder / MANIFEST) for folder in self.folders]
-
-    @property
-    def declared_inputs(self) -> list[str]:
-        """Manifests of the results that are read, and files that the user brought."""
-        return [*(str(folder / MANIFEST) for folder in self.inputs), *map(str, self.files)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +54,7 @@ class Plan:
                 f"data.validation_shards={held_out}: {train} has {tars} tars, leave some for training"
             )
         images = self.config.evaluation.images
-        if isinstance(evaluation, DemoDataset) and images > evaluation.images:
+        if isinstance(evaluation, DemoDataset | CocoDataset) and images > evaluation.images:
             raise ConfigError(
                 f"evaluation.images={images}: the evaluation set has {evaluation.images} images"
             )
@@ -114,12 +86,16 @@ class Plan:
 
     def _all_jobs(self) -> Iterator[Job]:
         for dataset in self.datasets:
-            yield self._shards(dataset)
+            yield from self._fetch(dataset)
+            if not isinstance(self.config.datasets[dataset], HubDataset):
+                yield self._shards(dataset)
         for encoder in self._encoders:
             yield self._weights(encoder)
         for dataset in self.datasets:
             for encoder in self._encoders:
                 yield from self._extract(dataset, encoder)
+            if self.config.encoders.source_storage == "int8":
+                yield from self._convert(dataset)
             yield self._pairs(dataset)
         yield self._head()
         yield self._texts()
@@ -145,11 +121,26 @@ class Plan:
 
     def tars(self, dataset: str) -> list[str]:
         """Return the names of the tars of a data set, known before anything runs."""
-        described = self.config.datasets[dataset]
-        if isinstance(described, DemoDataset):
-            count = -(-described.images // described.images_per_shard)
-            return [f"{number:05d}.tar" for number in range(count)]
-        return [tar.name for tar in list_tars(Path(described.path))[: described.shards]]
+        if dataset not in self._tars:
+            self._tars[dataset] = tar_names(self.config.datasets[dataset], self.places)
+        return self._tars[dataset]
+
+    @cached_property
+    def _tars(self) -> dict[str, list[str]]:
+        return {}
+
+    def _batches(self, dataset: str) -> Iterator[tuple[str, list[str]]]:
+        """Yield (end of the rule name, tars) of the batches of tars that share a job."""
+        tars = self.tars(dataset)
+        for first in range(0, len(tars), self.shards_per_job):
+            number = f"_{first // self.shards_per_job:04d}" if len(tars) > self.shards_per_job else ""
+            yield number, tars[first : first + self.shards_per_job]
+
+    def _tar_results(self, dataset: str, tars: list[str]) -> tuple[Path, ...]:
+        """Return the results that hold these tars."""
+        if isinstance(self.config.datasets[dataset], HubDataset):
+            return tuple(self.places.fetched(dataset, tar) for tar in tars)
+        return (self.places.shards(dataset),)
 
     def encoder_id(self, encoder: Encoder) -> str:
         """Return the folder name of an encoder: its name and a digest of the settings that its tokens depend on."""
@@ -158,8 +149,9 @@ class Plan:
 
     @property
     def source_id(self) -> str:
-        """Folder name of the source encoder."""
-        return self.encoder_id(self.config.encoders.source)
+        """Folder name of the stores of the source encoder that the runs read."""
+        identity = self.encoder_id(self.config.encoders.source)
+        return converted(identity) if self.config.encoders.source_storage == "int8" else identity
 
     @property
     def target_id(self) -> str:
@@ -186,21 +178,45 @@ class Plan:
     def _spec(self, stage: str, target: dict[str, str], values: dict[str, Any]) -> Spec:
         return Spec(stage, target, values, self.places, code_of(stage, values))
 
-    def _shards(self, dataset: str) -> Job:
-        values = {"datasets": {dataset: self.config.datasets[dataset].model_dump()}}
-        spec = self._spec("shards", {"dataset": dataset}, values)
+    def _fetch(self, dataset: str) -> Iterator[Job]:
         described = self.config.datasets[dataset]
+        if isinstance(described, HubDataset):
+            values = {"datasets": {dataset: described.model_dump(include={"kind", "repository", "revision"})}}
+            for number, batch in self._batches(dataset):
+                spec = self._spec("fetch", {"dataset": dataset, "tars": ",".join(batch)}, values)
+                results = self._tar_results(dataset, batch)
+                yield Job(f"fetch_{rule_word(dataset)}{number}", spec, (), results, runtime_minutes=480)
+        elif isinstance(described, CocoDataset):
+            leave_out = {"images", "images_per_shard", "captions"}
+            values = {"datasets": {dataset: described.model_dump(exclude=leave_out)}}
+            spec = self._spec("fetch", {"dataset": dataset}, values)
+            yield Job(f"fetch_{rule_word(dataset)}", spec, (), (self.places.archives(dataset),))
+
+    def _shards(self, dataset: str) -> Job:
+        described = self.config.datasets[dataset]
+        # where the archives came from makes no difference: their digests are in the manifest
+        values = {
+            "datasets": {
+                dataset: described.model_dump(
+                    exclude={"pictures", "annotations", "archives", "samples_per_shard"}
+                )
+            }
+        }
+        spec = self._spec("shards", {"dataset": dataset}, values)
         files: tuple[Path, ...] = ()
         if isinstance(described, FolderDataset):
             files = tuple(Path(described.path) / tar for tar in self.tars(dataset))
-        return Job(f"shards_{_word(dataset)}", spec, (), (self.places.shards(dataset),), files=files)
+        inputs = (self.places.archives(dataset),) if isinstance(described, CocoDataset) else ()
+        return Job(f"shards_{rule_word(dataset)}", spec, inputs, (self.places.shards(dataset),), files=files)
 
     def _weights(self, encoder: Encoder) -> Job:
         values = self._encoder_values(encoder)
         values["encoder"].pop("precision")
         identity = self.encoder_id(encoder)
         spec = self._spec("weights", {"encoder": identity}, values)
-        file = Path(encoder.name.partition("/")[2])
+        file = Path(
+            encoder.name.partition("/")[2]
+        )  # a folder of files is not declared, its digest is in the key
         return Job(
             f"weights_{self._encoder_word(encoder)}",
             spec,
@@ -213,29 +229,37 @@ class Plan:
     def _encoder_word(self, encoder: Encoder) -> str:
         """Return an encoder's part of a rule name; two with one name are told apart by their settings."""
         is_alone = len({one.name for one in self._encoders}) == len(self._encoders)
-        return _word(encoder.name if is_alone else self.encoder_id(encoder))
+        return rule_word(encoder.name if is_alone else self.encoder_id(encoder))
 
     def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
-        identity, tars = self.encoder_id(encoder), self.tars(dataset)
+        identity, described = self.encoder_id(encoder), self.config.datasets[dataset]
+        limit = getattr(described, "samples_per_shard", None)
         values = {
             "encoder": encoder.model_dump(),
-            "encoders": {"batch_size": self.config.encoders.batch_size},
+            "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
+            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
         }
-        described = self.config.datasets[dataset]
-        if not isinstance(described, DemoDataset):
-            values["datasets"] = {dataset: {"samples_per_shard": described.samples_per_shard}}
-        for first in range(0, len(tars), self.shards_per_job):
-            batch = tars[first : first + self.shards_per_job]
+        for number, batch in self._batches(dataset):
             spec = self._spec(
                 "extract", {"dataset": dataset, "encoder": identity, "tars": ",".join(batch)}, values
             )
-            number = f"_{first // self.shards_per_job:04d}" if len(tars) > self.shards_per_job else ""
             yield Job(
-                f"extract_{_word(dataset)}_{self._encoder_word(encoder)}{number}",
+                f"extract_{rule_word(dataset)}_{self._encoder_word(encoder)}{number}",
                 spec,
-                (self.places.shards(dataset), self.places.weights(identity)),
+                (*self._tar_results(dataset, batch), self.places.weights(identity)),
                 tuple(self.places.store(dataset, identity, tar) for tar in batch),
                 memory_mb=4000,
+            )
+
+    def _convert(self, dataset: str) -> Iterator[Job]:
+        identity = self.encoder_id(self.config.encoders.source)
+        for number, batch in self._batches(dataset):
+            target = {"dataset": dataset, "encoder": identity, "tars": ",".join(batch)}
+            yield Job(
+                f"convert_{rule_word(dataset)}{number}",
+                self._spec("convert", target, {}),
+                tuple(self.places.store(dataset, identity, tar) for tar in batch),
+                tuple(self.places.store(dataset, converted(identity), tar) for tar in batch),
             )
 
     def _pairs(self, dataset: str) -> Job:
@@ -243,7 +267,7 @@ class Plan:
         inputs = (*self._stores(dataset, self.source_id), *self._stores(dataset, self.target_id))
         names = {role: {"name": getattr(self.config.encoders, role).name} for role in ("source", "target")}
         spec = self._spec("pairs", {**target, "tars": ",".join(self.tars(dataset))}, {"encoders": names})
-        return Job(f"pairs_{_word(dataset)}", spec, inputs, (self._pairs_folder(dataset),))
+        return Job(f"pairs_{rule_word(dataset)}", spec, inputs, (self._pairs_folder(dataset),))
 
     def _pairs_folder(self, dataset: str) -> Path:
         return self.places.pairs(dataset, self.source_id, self.target_id)
@@ -252,7 +276,7 @@ class Plan:
         encoder = self.config.encoders.target
         spec = self._spec("head", {"encoder": self.target_id}, {"encoder": {"name": encoder.name}})
         inputs = (self.places.weights(self.target_id),)
-        return Job(f"head_{_word(encoder.name)}", spec, inputs, (self.places.head(self.target_id),))
+        return Job(f"head_{rule_word(encoder.name)}", spec, inputs, (self.places.head(self.target_id),))
 
     def _texts(self) -> Job:
         dataset, encoder = self.config.data.evaluation, self.config.encoders.target
@@ -264,7 +288,11 @@ class Plan:
         inputs = (self.places.weights(self.target_id), *self._stores(dataset, self.target_id))
         folder = self.places.texts(dataset, self.target_id)
         return Job(
-            f"texts_{_word(dataset)}", self._spec("texts", target, values), inputs, (folder,), memory_mb=4000
+            f"texts_{rule_word(dataset)}",
+            self._spec("texts", target, values),
+            inputs,
+            (folder,),
+            memory_mb=4000,
         )
 
     def _pair_target(self, dataset: str) -> dict[str, str]:
@@ -276,13 +304,13 @@ class Plan:
             "model": sections.model.model_dump(),
             "objective": sections.objective.model_dump(),
             "train": sections.train.model_dump(),
-            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+            "data": self.config.data.model_dump(include={"layout", "validation_shards", "shuffle"}),
             "encoders": self.config.encoders.model_dump(include={"source", "target"}),
         }
         spec = self._spec("train", {"run": run, **self._pair_target(self.config.data.train)}, values)
         inputs = (self._pairs_folder(self.config.data.train),)
         return Job(
-            f"train_{_word(run)}",
+            f"train_{rule_word(run)}",
             spec,
             inputs,
             (self.places.train(run),),
@@ -302,7 +330,9 @@ class Plan:
         dataset = self.config.data.evaluation
         spec = self._spec("sample", {"run": run, **self._pair_target(dataset)}, values)
         inputs = (self.places.train(run), self._pairs_folder(dataset))
-        return Job(f"sample_{_word(run)}", spec, inputs, (self.places.samples(run, dataset),), memory_mb=4000)
+        return Job(
+            f"sample_{rule_word(run)}", spec, inputs, (self.places.samples(run, dataset),), memory_mb=4000
+        )
 
     def _baselines(self) -> Job:
         values = {
@@ -331,7 +361,7 @@ class Plan:
         )
         folders = tuple(self.places.evaluation(run) for run in runs)
         spec = self._spec("evaluate", target, values)
-        return Job(f"evaluate_{_word(name)}", spec, inputs, folders, memory_mb=4000)
+        return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=4000)
 
     def _summary(self) -> Job:
         values = {"goals": self.config.goals.model_dump(), "runs": self.all_runs}
@@ -340,18 +370,23 @@ class Plan:
         return Job("summary", self._spec("summary", target, values), inputs, (self.places.summary,))
 
     def _report(self) -> Job:
-        values = {"report": self.config.report.model_dump(), "runs": self.all_runs}
+        dataset = self.config.data.evaluation
+        values = {
+            "report": self.config.report.model_dump(),
+            "runs": self.all_runs,
+            "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
+        }
         target = {
             "runs": ",".join(self.all_runs),
             "trained": ",".join(self.config.runs),
-            **self._pair_target(self.config.data.evaluation),
+            **self._pair_target(dataset),
         }
         inputs = (
             self.places.summary,
             *(self.places.evaluation(run) for run in self.all_runs),
             *(self.places.train(run) for run in self.config.runs),
-            self.places.shards(self.config.data.evaluation),
-            self._pairs_folder(self.config.data.evaluation),
+            *self._tar_results(dataset, self.tars(dataset)),
+            self._pairs_folder(dataset),
         )
         return Job("report", self._spec("report", target, values), inputs, (self.places.site,))
 
@@ -361,8 +396,3 @@ def _serves(job: Job, key: str, value: str) -> bool:
     if named is None and key == "run":
         named = job.spec.target.get("runs") or job.spec.target.get("baselines")
     return named is not None and value in named.split(",")
-
-
-def _word(name: str) -> str:
-    """Return a name as a part of a rule name, which may hold letters, digits and underscores only."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)

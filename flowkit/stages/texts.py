@@ -6,6 +6,10 @@ texts.json          {"captions": [U texts], "classes": [C names], "prompts": [C 
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -17,6 +21,9 @@ from flowkit.provenance import write_json
 from flowkit.stages.device import best_device
 from flowkit.stages.inputs import weights_of
 from flowkit.stages.session import Spec, committed, open_session
+
+if TYPE_CHECKING:
+    from flowkit.encoders.contract import FrozenEncoder
 
 BATCH = 256
 
@@ -36,18 +43,31 @@ def run(spec: Spec) -> None:
         encoder = load_encoder(
             settings["name"], weights, precision=settings["precision"], device=best_device()
         )
-        progress = Progress("texts", len(captions) + len(prompts), "text")
-        embedded = {}
-        for name, texts in (("captions", captions), ("prompts", prompts)):
-            batches = []
-            for first in range(0, len(texts), BATCH):
-                batches.append(encoder.encode_text(texts[first : first + BATCH]))
-                progress.advance(len(batches[-1]))
-            embedded[name] = torch.cat(batches) if batches else torch.empty(0, encoder.pooled_width)
-        progress.close()
-        (session.work / TEXT_EMBEDDINGS).write_bytes(save(embedded))
-        write_json(session.work / TEXTS, {"captions": captions, "classes": classes, "prompts": prompts})
-        session.commit({"captions": len(captions), "classes": len(classes)})
+        embedded = {
+            name: _embed(encoder, texts, session.work / f"{name}.partial")
+            for name, texts in (("captions", captions), ("prompts", prompts))
+        }
+        made = session.work / "made"
+        made.mkdir(exist_ok=True)
+        (made / TEXT_EMBEDDINGS).write_bytes(save(embedded))
+        write_json(made / TEXTS, {"captions": captions, "classes": classes, "prompts": prompts})
+        session.commit({"captions": len(captions), "classes": len(classes)}, folder=made)
+
+
+def _embed(encoder: FrozenEncoder, texts: list[str], partial: Path) -> torch.Tensor:
+    """Return the embeddings [N, P]; whole batches that a killed attempt left in `partial` are not made again."""
+    row_bytes = np.dtype(np.float32).itemsize * encoder.pooled_width
+    with partial.open("ab") as file:
+        done = min(file.tell() // (BATCH * row_bytes) * BATCH, len(texts) // BATCH * BATCH)
+        file.truncate(done * row_bytes)
+        progress = Progress(partial.stem, len(texts), "text", done=done)
+        for first in range(done, len(texts), BATCH):
+            rows = encoder.encode_text(texts[first : first + BATCH]).cpu().numpy().astype("<f4", copy=False)
+            file.write(rows.tobytes())
+            file.flush()
+            progress.advance(len(rows))
+    progress.close()
+    return torch.from_numpy(np.fromfile(partial, "<f4")).reshape(-1, encoder.pooled_width)
 
 
 def _captions(store: TokenStore) -> list[str]:

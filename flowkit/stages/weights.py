@@ -1,7 +1,8 @@
-"""Stage `weights`: the weights file of an encoder, in place and with its digest.
+"""Stage `weights`: where the weights of an encoder lie, and their digest.
 
 The demo towers come with the package; with `encoders.retrain_demo_towers` they are trained here, and their accuracies
-stand beside the weights. Weights of an open_clip encoder come by tag, from its cache or the hub, or from a file.
+stand beside the weights. Other weights come by tag or as a file or folder of the user's. What is there already, also in
+the cache of the hub's own tools, stays where it is: EVA-CLIP-8B takes 33 GB. What is fetched goes into this result.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flowkit.encoders.registry import encoder_family
+from flowkit.encoders.registry import RemoteWeights, encoder_family, find_weights, weight_files
+from flowkit.paths import LOCATION
 from flowkit.progress import Progress, logger
-from flowkit.provenance import file_digest, write_json
+from flowkit.provenance import digest_of, file_digest, write_json
+from flowkit.shards.remote import RemoteFile, download
+from flowkit.shards.space import demand_space
 from flowkit.stages.session import Session, Spec, open_session
 
 ACCURACIES = "accuracies.json"
@@ -19,31 +23,51 @@ MEASURED_IMAGES = 1000
 
 
 def run(spec: Spec) -> None:
-    """Commit the weights of `target.encoder`."""
+    """Commit the place and the digest of the weights of `target.encoder`."""
     name = spec.values["encoder"]["name"]
-    file = Path(name.partition("/")[2])  # a file of the user's, which may be replaced by another
-    content = [file_digest(file)] if file.is_file() else []
+    brought = Path(name.partition("/")[2])  # a file or folder of the user's, which may be replaced by another
+    content = [_digest(brought)] if brought.exists() and brought.name else []
     with open_session(spec, spec.places.weights(spec.target["encoder"]), [], content) as session:
-        if session.is_done:
+        if not content and session.is_done:
             return
+        made = session.work / "made"
+        made.mkdir(exist_ok=True)
         if spec.values.get("encoders", {}).get("retrain_demo_towers"):
-            file = _retrain(session, name)
+            file = _retrain(made, name)
+        elif encoder_family(name).startswith("demo-"):
+            file = made / "weights.safetensors"
+            shutil.copyfile(find_weights(name), file)
         else:
-            found = _find(name)
-            file = session.work / f"weights{found.suffix}"  # the suffix tells open_clip how to read it
-            shutil.copyfile(found, file)
-        session.commit({"encoder": name, "file": file.name})
+            file = find_weights(name, made, download=_download)
+        _commit(session, made, name, file)
 
 
-def _find(name: str) -> Path:
-    if encoder_family(name) != "open_clip":
-        return Path(__file__).parents[1] / "encoders" / "assets" / f"{name}.safetensors"
-    from flowkit.encoders.open_clip_tower import find_weights
+def _commit(session: Session, made: Path, name: str, file: Path) -> None:
+    is_here = file.is_relative_to(made)
+    write_json(made / LOCATION, str(file.relative_to(made) if is_here else file.resolve()))
+    counts = {"encoder": name, "file": file.name, "sha256": _digest(file)}
+    session.commit(counts, untracked=(LOCATION,), folder=made)
+    logger.info("encoder=%s weights=%s sha256=%s", name, "here" if is_here else file, counts["sha256"])
 
-    return find_weights(name)
+
+def _download(file: RemoteWeights, to: Path) -> Path:
+    demand_space(to.parent, file.bytes, f"weights {to.name}")
+    progress = Progress(f"fetch {to.name}", file.bytes, "byte")
+    found = download(
+        RemoteFile(file.url, file.bytes, file.sha256), to, progress=progress.advance, headers=file.headers
+    )
+    progress.close()
+    return found
 
 
-def _retrain(session: Session, name: str) -> Path:
+def _digest(path: Path) -> str:
+    """Return the sha256 of a weights file, or one over the digests of the files in a folder."""
+    if path.is_file():
+        return file_digest(path)
+    return digest_of({file.name: file_digest(file) for file in weight_files(path)})
+
+
+def _retrain(folder: Path, name: str) -> Path:
     from flowkit.encoders.demo_towers import save_demo_tower
     from flowkit.encoders.registry import load_encoder
     from flowkit.encoders.tower_training import RECIPES, measure_tower, train_tower
@@ -63,12 +87,12 @@ def _retrain(session: Session, name: str) -> Path:
         report=lambda step, loss: progress.advance(step - progress.done),
     )
     progress.close()
-    file = session.work / "weights.safetensors"
+    file = folder / "weights.safetensors"
     save_demo_tower(state, file)
     names, prompts = class_prompts()
     fresh = pictures.draw_pictures(pictures.TOWER_MEASURING_SEED, MEASURED_IMAGES)
     encoder = load_encoder(name, file)
     measured = measure_tower(encoder, fresh, classes=fresh.classes, class_names=names, prompts=prompts)
-    write_json(session.work / ACCURACIES, measured)
+    write_json(folder / ACCURACIES, measured)
     logger.info("encoder=%s %s", name, " ".join(f"{key}={value:.3f}" for key, value in measured.items()))
     return file

@@ -60,6 +60,24 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
             "needs a run that was trained with objective.condition_dropout",
         ),
         ("train", "--set train: expected section.key=value"),
+        ("datasets.x={kind: hub, repository: nameless}", "datasets.x.repository='nameless'"),
+        (
+            "datasets.x={kind: hub, repository: a/b, shard: 3}",
+            "datasets.x.shard: unknown key, did you mean 'shards'?",
+        ),
+        ("datasets.x={kind: hub, repository: a/b, first_shard: -1}", "datasets.x.first_shard=-1"),
+        ("datasets.x={kind: hub}", "datasets.x.repository: missing, it has no default"),
+        (
+            "datasets.x={kind: coco, captions: annotations}",
+            "datasets.x.captions='annotations': expected the name of a",
+        ),
+        (
+            "datasets.x={kind: coco, pictures: {url: 'ftp://h/x.zip', bytes: 1, sha256: ab}}",
+            "datasets.x.pictures.url=",
+        ),
+        ("encoders.decode=quick", "encoders.decode='quick'"),
+        ("encoders.source_storage=int4", "encoders.source_storage='int4'"),
+        ("encoders.source.name=eva_clip:EVA-CLIP-18B", "encoders.source.name='eva_clip:EVA-CLIP-18B'"),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, says: str) -> None:
@@ -67,6 +85,32 @@ def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, sa
         load_config(DEMO, (override,))
     lines = [line for line in str(caught.value).splitlines() if says in line]
     assert len(lines) == 1, caught.value
+
+
+HUB = "{kind: hub, repository: a/b, first_shard: %d, shards: %s}"
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "clash"),
+    [
+        (HUB % (0, 10), HUB % (10, 2), None),
+        (HUB % (12, "null"), HUB % (10, 2), None),
+        (HUB % (0, 10), HUB % (9, 2), "repository=a/b is the training set's, and the ranges of tars overlap"),
+        (HUB % (0, "null"), HUB % (10, 2), "repository=a/b is the training set's"),
+        ("{kind: folder, path: x}", "{kind: folder, path: ./x}", "path=./x is the training set's folder"),
+        ("{kind: folder, path: x, shards: 2}", "{kind: folder, path: x, first_shard: 2}", None),
+        ("{kind: coco}", "{kind: coco, images: 100}", "is the training set's archive"),
+    ],
+)
+def test_images_of_the_training_set_are_refused_for_evaluation(
+    train: str, evaluation: str, clash: str | None
+) -> None:
+    overrides = (f"datasets={{one: {train}, two: {evaluation}}}", "data.train=one", "data.evaluation=two")
+    if clash is None:
+        load_config(DEMO, overrides)
+        return
+    with pytest.raises(ConfigError, match=re.escape(clash)):
+        load_config(DEMO, overrides)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from web_material import CAPTIONS_MEMBER, jpeg, remote_file, tiny_coco, zipped
 from web_server import Fault, WebServer
 
+from flowkit.datasets import CocoDataset
 from flowkit.errors import ConfigError, ShardError
-from flowkit.shards import coco
 from flowkit.shards.catalogue import list_tars
 from flowkit.shards.coco import write_coco_shards
 from flowkit.shards.reader import Sample, read_samples
@@ -33,13 +33,14 @@ def _annotations(images: list[dict[str, object]], annotations: list[dict[str, ob
 
 
 def test_addresses_and_digests_are_those_of_val2017() -> None:
-    assert coco.VAL2017_IMAGES.url.endswith("/zips/val2017.zip")
-    assert coco.VAL2017_IMAGES.bytes == 815_585_330
-    assert coco.VAL2017_ANNOTATIONS.url.endswith("/annotations/annotations_trainval2017.zip")
-    assert coco.VAL2017_ANNOTATIONS.bytes == 252_907_541
-    assert coco.VAL2017_CAPTIONS_MEMBER == CAPTIONS_MEMBER
-    assert coco.VAL2017_IMAGES.sha256[:8] == "4f7e2ccb"
-    assert coco.VAL2017_ANNOTATIONS.sha256[:8] == "113a836d"
+    defaults = CocoDataset(kind="coco")
+    assert defaults.pictures.url.endswith("/zips/val2017.zip")
+    assert defaults.pictures.bytes == 815_585_330
+    assert defaults.annotations.url.endswith("/annotations/annotations_trainval2017.zip")
+    assert defaults.annotations.bytes == 252_907_541
+    assert defaults.captions == CAPTIONS_MEMBER
+    assert defaults.pictures.sha256[:8] == "4f7e2ccb"
+    assert defaults.annotations.sha256[:8] == "113a836d"
 
 
 def test_images_keep_their_bytes_ids_and_first_five_captions(tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from web_server import Fault, WebServer, storage_path
 
 from flowkit.errors import ConfigError, ShardError
 from flowkit.shards.hub import (
-    HubTar,
     Listing,
-    choose,
     download_tar,
     list_tars_of_hub,
     missing_numbers,
@@ -216,20 +214,6 @@ def test_repositories_that_cannot_be_a_data_set(
     web.commit("owner/odd", files)
     with pytest.raises(ShardError, match=message):
         list_tars_of_hub("owner/odd", "main")
-
-
-def _listing(count: int) -> Listing:
-    tars = tuple(HubTar(f"{number:05d}.tar", 1, "0" * 64) for number in range(count))
-    return Listing("owner/set", "main", "c" * 40, tars)
-
-
-def test_ranges_are_positions_and_must_exist() -> None:
-    listing = _listing(5)
-    assert [tar.name for tar in choose(listing, 1, 2)] == ["00001.tar", "00002.tar"]
-    assert choose(listing, 3, None) == listing.tars[3:]
-    for first, shards in [(0, 0), (0, 6), (5, None), (4, 2), (-1, 2)]:
-        with pytest.raises(ConfigError, match=r"owner/set has 5 tars \(positions 0 to 4\)"):
-            choose(listing, first, shards)
 
 
 def test_missing_numbers_are_those_of_a_numbering_only() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from flowkit.errors import ShardError
 from flowkit.shards import reader
+from flowkit.shards.catalogue import choose_tars
 from flowkit.shards.reader import Reject, Sample, UndecodableImage, decode_image, read_samples
 
 
@@ -211,3 +212,12 @@ def test_file_that_shrinks_while_read_is_an_error(tmp_path: Path) -> None:
         stream.truncate(600)
     with pytest.raises(ShardError, match="became shorter"):
         list(samples)
+
+
+def test_ranges_are_positions_and_must_exist() -> None:
+    tars = [f"{number:05d}.tar" for number in (0, 1, 3, 4, 5)]
+    assert choose_tars(tars, 1, 2, where="set") == ["00001.tar", "00003.tar"]
+    assert choose_tars(tars, 3, None, where="set") == ["00004.tar", "00005.tar"]
+    for first, count in [(0, 6), (5, None), (4, 2)]:
+        with pytest.raises(ShardError, match="set has 5 tars, asked for are those from first_shard"):
+            choose_tars(tars, first, count, where="set")

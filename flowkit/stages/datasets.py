@@ -1,0 +1,56 @@
+"""Which tars a data set has, known before anything runs.
+
+Tars of a hub repository are listed once and pinned to a commit: the listing lies in `<data_root>/listings/`, so parsing
+the workflow again, also on a node without internet, gives the same rules. Delete the file to move on to newer tars.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
+from flowkit.paths import Places
+from flowkit.progress import logger
+from flowkit.provenance import read_json, write_json
+from flowkit.shards.catalogue import choose_tars, list_tars
+from flowkit.shards.hub import HubTar, Listing, list_tars_of_hub
+
+AnyDataset = DemoDataset | FolderDataset | HubDataset | CocoDataset
+
+
+def tar_names(dataset: AnyDataset, places: Places) -> list[str]:
+    """Return the names of the tars of a data set in their order.
+
+    Lists a hub repository if no listing is there yet. Raises `ShardError` if there is no folder, repository or tar.
+    """
+    if isinstance(dataset, DemoDataset | CocoDataset):
+        return [f"{number:05d}.tar" for number in range(-(-dataset.images // dataset.images_per_shard))]
+    if isinstance(dataset, FolderDataset):
+        return [tar.name for tar in folder_tars(dataset)]
+    return [tar.file_name for tar in hub_tars(dataset, places)]
+
+
+def folder_tars(dataset: FolderDataset) -> list[Path]:
+    """Return the tars of a local folder that the data set uses."""
+    tars = list_tars(Path(dataset.path))
+    return choose_tars(tars, dataset.first_shard, dataset.shards, where=dataset.path)
+
+
+def hub_tars(dataset: HubDataset, places: Places) -> list[HubTar]:
+    """Return the tars of a hub repository that the data set uses."""
+    listing = listing_of(dataset, places)
+    return choose_tars(listing.tars, dataset.first_shard, dataset.shards, where=dataset.repository)
+
+
+def listing_of(dataset: HubDataset, places: Places) -> Listing:
+    """Return the listing that this data root is pinned to, making it if there is none."""
+    file = places.listing(dataset.repository, dataset.revision)
+    if file.is_file():
+        return Listing.from_json(read_json(file))
+    listing = list_tars_of_hub(dataset.repository, dataset.revision)
+    write_json(file, listing.to_json())
+    logger.info(
+        "repository=%s revision=%s pinned=%s tars=%d listing=%s",
+        dataset.repository, dataset.revision, listing.commit, len(listing.tars), file,
+    )  # fmt: skip
+    return listing

@@ -1,0 +1,56 @@
+"""Measures every performance bar: `make bench`.
+
+Each bar is a ratio of two things measured in turn in the same process, so it holds on a busy machine too. Writes one
+JSON row per bar, prints a table, and exits with 1 if a bar does not hold.
+
+    {"name", "value", "demand", "holds", "median_of", "spread": [low, high], "device"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import extraction_bench
+import loader_bench
+import store_bench
+import typer
+
+GROUPS = {"store": store_bench.rows, "loader": loader_bench.rows, "extraction": extraction_bench.rows}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("results/bench/bench.json"),
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(GROUPS)}.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the data lies while measuring (2 GB).")] = None,
+) -> None:
+    """Measure, print and save."""
+    rows: list[dict[str, Any]] = []
+    for group in only or GROUPS:
+        with tempfile.TemporaryDirectory(prefix=f"flowkit-bench-{group}-", dir=folder) as work:
+            for row in GROUPS[group](Path(work)):
+                rows.append(row)
+                typer.echo(_line(row))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+    failed = [row["name"] for row in rows if not row["holds"]]
+    typer.echo(f"{len(rows) - len(failed)} of {len(rows)} bars hold; {out}")
+    if failed:
+        typer.echo(f"does not hold: {', '.join(failed)}")
+        sys.exit(1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdict = "holds" if row["holds"] else "DOES NOT HOLD"
+    low, high = row["spread"]
+    return (
+        f"{row['name']:<64} {row['value']:>9.4g} (demand {row['demand']:g}, {low:.4g} to {high:.4g}, "
+        f"median of {row['median_of']}) {verdict}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
