@@ -46,6 +46,10 @@ class FrozenEncoder(Protocol):
         """Where the tokens are taken."""
 
     @property
+    def arithmetic(self) -> str:
+        """Which numbers `encode` computes in, for instance `fp32`; goes into the attributes of every store."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie and `encode` computes."""
 

@@ -92,7 +92,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 
 
 def as_encoder(
-    name: str, model: nn.Module, *, precision: str = "fp32", device: str = "cpu"
+    name: str, model: nn.Module, *, precision: str = "fp32", device: str = "cpu", compile: bool = False
 ) -> OpenClipEncoder:
     """Return a demo model as a frozen encoder."""
     return OpenClipEncoder(
@@ -102,10 +102,13 @@ def as_encoder(
         tokenizer=lambda: tokenize,
         precision=precision,
         device=device,
+        compile=compile,
     )
 
 
-def load_demo_tower(name: str, weights: Path | None, *, precision: str, device: str) -> OpenClipEncoder:
+def load_demo_tower(
+    name: str, weights: Path | None, *, precision: str, device: str, compile: bool = False
+) -> OpenClipEncoder:
     """Return a demo tower with the weights of a file (default: the committed ones).
 
     Raises `EncoderError` if the file is missing, damaged, or its keys or shapes are not exactly the tower's.
@@ -120,7 +123,7 @@ def load_demo_tower(name: str, weights: Path | None, *, precision: str, device: 
         raise EncoderError(f"weights file {file} is damaged ({fault}); train the tower again") from fault
     _check_state(name, file, state, model.state_dict())
     model.load_state_dict({key: value.float() for key, value in state.items()})
-    return as_encoder(name, model, precision=precision, device=device)
+    return as_encoder(name, model, precision=precision, device=device, compile=compile)
 
 
 def save_demo_tower(state: dict[str, torch.Tensor], file: Path) -> None:

@@ -16,15 +16,12 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
-from PIL import Image
 from torch import nn
 
-from flowkit.encoders.contract import TOKEN_LAYER
-from flowkit.encoders.preprocessing import Decoder, Preprocessing
+from flowkit.encoders.image_encoder import ImageEncoder, dtype_of, settle
 from flowkit.errors import EncoderError
 
 TEXT_BATCH = 512
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
@@ -40,7 +37,7 @@ class _Anatomy:
     projection_bias: torch.Tensor | None
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(ImageEncoder):
     """A `FrozenEncoder` around an open_clip model in evaluation mode."""
 
     def __init__(
@@ -52,47 +49,33 @@ class OpenClipEncoder:
         tokenizer: Callable[[], Tokenizer],
         precision: str = "fp32",
         device: str = "cpu",
+        compile: bool = False,
     ) -> None:
         """Wrap `model`; `tokenizer` is called once, at the first text. Raises `EncoderError` if it cannot."""
-        if precision not in PRECISIONS:
-            raise EncoderError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
-        self.name = name
-        self.layer = TOKEN_LAYER
-        self.device = torch.device(device)
-        self._model = model.to(self.device).eval().requires_grad_(False)
-        self._autocast_dtype = PRECISIONS[precision]
-        self._visual: Any = self._model.visual
+        self._dtype = dtype_of(precision)
+        is_exact = self._dtype == torch.float32
+        settle(model, torch.device(device))
+        self._model = model
+        self._visual: Any = model.visual
         self._anatomy = _anatomy(name, self._visual)
-        self._preprocessing = Preprocessing(preprocessing)
         self._make_tokenizer = tokenizer
         self._tokenizer: Tokenizer | None = None
-        self.grid = self._anatomy.grid
-        self.token_count = self.grid[0] * self.grid[1] + 1
-        self.pooled_width, self.token_width = self._anatomy.projection_PD.shape
+        pooled_width, token_width = self._anatomy.projection_PD.shape
+        super().__init__(
+            name,
+            grid=self._anatomy.grid,
+            token_width=token_width,
+            pooled_width=pooled_width,
+            preprocessing=preprocessing,
+            device=device,
+            arithmetic=precision if is_exact else f"{precision} autocast over fp32 weights",
+            compile=compile,
+        )
 
-    @property
-    def preprocessing(self) -> dict[str, object]:
-        """How the exact pixels are made from an image, as JSON values."""
-        return self.preprocessing_of("exact")
-
-    def preprocessing_of(self, decoder: Decoder) -> dict[str, object]:
-        """How pixels are made from an image, as JSON values."""
-        return self._preprocessing.declared(decoder)
-
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Return the pixels [3, H, W] of an image, exactly as open_clip makes them."""
-        return self._preprocessing.exact(image)
-
-    def preprocess_pixels(self, pixels_CHW: torch.Tensor) -> torch.Tensor:
-        """Return the pixels [3, H, W] of a decoded image uint8 [3, h, w], the fast way."""
-        return self._preprocessing.fast(pixels_CHW)
-
-    @torch.no_grad()
-    def encode(self, pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens [N, T, D] and pooled [N, P] of one forward pass, float32 on `device`."""
+    def _forward(self, pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
             found = self._visual.forward_intermediates(
-                pixels_NCHW.to(self.device, non_blocking=True),
+                pixels_NCHW,
                 indices=1,
                 normalize_intermediates=False,
                 output_fmt="NLC",
@@ -100,8 +83,7 @@ class OpenClipEncoder:
             )
         patches_NTD = found["image_intermediates"][-1]
         cls_N1D = found["image_intermediates_prefix"][-1]
-        tokens_NTD = torch.cat([cls_N1D, patches_NTD], dim=1)
-        return tokens_NTD.float(), found["image_features"].float()
+        return torch.cat([cls_N1D, patches_NTD], dim=1), found["image_features"]
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
@@ -132,9 +114,7 @@ class OpenClipEncoder:
         return head | {"norm.epsilon": torch.tensor([parts.norm_epsilon], dtype=torch.float64)}
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None
-        )
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
 
 def _anatomy(name: str, visual: Any) -> _Anatomy:

@@ -11,18 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import download_pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 
 from flowkit.encoders.open_clip_encoder import OpenClipEncoder
+from flowkit.encoders.weight_hub import Download, HubWeights, find_on_hub
 from flowkit.errors import EncoderError
 
 FAMILY = "open_clip"
+DEFAULT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def load_open_clip(name: str, weights: Path | None, *, precision: str, device: str) -> OpenClipEncoder:
+def load_open_clip(
+    name: str, weights: Path | None, *, precision: str, device: str, compile: bool = False
+) -> OpenClipEncoder:
     """Return the encoder `open_clip:<model>/<tag or file>` with the weights of a file.
 
     The tag tells preprocessing and activation; instead of a tag a file may be named, then the model's
@@ -45,24 +52,28 @@ def load_open_clip(name: str, weights: Path | None, *, precision: str, device: s
         tokenizer=lambda: open_clip.get_tokenizer(model_name),
         precision=precision,
         device=device,
+        compile=compile,
     )
 
 
-def find_weights(name: str) -> Path:
-    """Return the weights file of `open_clip:<model>/<tag or file>`; a tag is fetched if its cache lacks it.
+def find_weights(name: str, download_to: Path | None, download: Download | None) -> Path:
+    """Return the file in the name, or that of a tag from the cache, else downloaded.
 
     Raises `EncoderError` for an unknown model or tag, and if the file is neither there nor to be had.
     """
     model_name, tag, tag_settings = _parsed(name)
     if not tag_settings:
+        if not Path(tag).is_file():
+            raise EncoderError(f"weights file {tag} of encoder {name!r} does not exist; correct the path")
         return Path(tag)
-    try:
-        return Path(download_pretrained(tag_settings))
-    except (OSError, ValueError, RuntimeError) as fault:
+    repository, _, file_name = tag_settings.get("hf_hub", "").rpartition("/")
+    if not repository:
         raise EncoderError(
-            f"weights {tag} of {model_name} cannot be fetched ({str(fault).splitlines()[0]}); "
-            f"fetch them where there is internet, then name the file: open_clip:{model_name}/FILE"
-        ) from fault
+            f"open_clip names no hub repository for {tag!r} of {model_name}; fetch {tag_settings.get('url')} "
+            f"and name the file: open_clip:{model_name}/FILE"
+        )
+    names = (file_name,) if file_name else DEFAULT_FILES
+    return find_on_hub(HubWeights(repository, names), name, download_to, download)
 
 
 def _parsed(name: str) -> tuple[str, str, dict[str, Any]]:

@@ -12,9 +12,7 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import save_file
 
-from flowkit.encoders import open_clip_tower
 from flowkit.encoders.open_clip_encoder import OpenClipEncoder
-from flowkit.encoders.open_clip_tower import find_weights
 from flowkit.encoders.registry import FAMILY_MODULES, encoder_family, load_encoder
 from flowkit.errors import EncoderError
 
@@ -44,13 +42,18 @@ def _encoder(model: open_clip.CLIP, **settings: str) -> OpenClipEncoder:
 def test_families_of_names() -> None:
     assert encoder_family("demo-vit") == "demo-vit"
     assert encoder_family("open_clip:ViT-L-14-quickgelu/openai") == "open_clip"
+    assert (
+        encoder_family("eva_clip:EVA-CLIP-8B") == encoder_family("eva_clip:EVA-CLIP-8B/a/b.pt") == "eva_clip"
+    )
     for module in FAMILY_MODULES.values():
         assert Path(*module.split(".")).with_suffix(".py").as_posix().startswith("flowkit/encoders/")
 
 
-@pytest.mark.parametrize("name", ["demo-resnet", "", "open_clip", "demo-vit:x", "ViT-L-14/openai"])
+@pytest.mark.parametrize(
+    "name", ["demo-resnet", "", "open_clip", "eva_clip", "demo-vit:x", "ViT-L-14/openai"]
+)
 def test_unknown_name_lists_the_known(name: str) -> None:
-    with pytest.raises(EncoderError, match="expected demo-eva, demo-vit or open_clip:MODEL/TAG"):
+    with pytest.raises(EncoderError, match="expected demo-eva, demo-vit, open_clip:MODEL/TAG or eva_clip"):
         load_encoder(name)
 
 
@@ -73,23 +76,6 @@ def test_other_gelu_is_an_error_not_a_warning() -> None:
 def test_missing_weights_are_named() -> None:
     with pytest.raises(EncoderError, match=r"weights file nowhere\.pt .* does not exist; fetch it first"):
         load_encoder("open_clip:ViT-L-14-quickgelu/openai", Path("nowhere.pt"))
-
-
-def test_weights_are_found_by_file_or_tag(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_weights("open_clip:ViT-B-32/folder/mine.pt") == Path("folder/mine.pt")
-    fetched: list[dict[str, object]] = []
-
-    def fetch(settings: dict[str, object]) -> str:
-        fetched.append(settings)
-        if len(fetched) > 1:
-            raise FileNotFoundError("no route to host\nmore")
-        return "cache/weights.safetensors"
-
-    monkeypatch.setattr(open_clip_tower, "download_pretrained", fetch)
-    assert find_weights("open_clip:ViT-L-14-quickgelu/openai") == Path("cache/weights.safetensors")
-    assert fetched == [open_clip.get_pretrained_cfg("ViT-L-14-quickgelu", "openai")]
-    with pytest.raises(EncoderError, match=r"\(no route to host\); .*open_clip:ViT-L-14-quickgelu/FILE"):
-        find_weights("open_clip:ViT-L-14-quickgelu/openai")
 
 
 def test_foreign_weights_are_an_error(tmp_path: Path) -> None:
