@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowkit.features.records import HalfArray
-
-HALF_LIMIT = 65504.0
-"""Largest finite float16."""
-_LIMIT_BITS, _SIGN = 0x7BFF, 0x8000
+from flowkit.features.records import HALF_LIMIT, LARGEST_BITS, HalfArray, largest_bits
 
 Floats = NDArray[np.floating]
 
@@ -37,7 +33,7 @@ def to_half(values: Floats, room: Callable[[], HalfArray]) -> HalfArray:
 def refusal_of(name: str, values: Floats, halves: HalfArray) -> str | None:
     """Why `values` of the array `name`, which became `halves`, cannot be stored; None if they can."""
     largest = largest_bits(halves)
-    if largest < _LIMIT_BITS or (largest == _LIMIT_BITS and values.dtype == np.float16):
+    if largest < LARGEST_BITS or (largest == LARGEST_BITS and values.dtype == np.float16):
         return None
     not_finite = int(values.size - np.isfinite(values).sum())
     if not_finite:
@@ -54,14 +50,3 @@ def not_finite_reason(name: str, count: int, size: int) -> str:
 def beyond_reason(name: str, reach: float) -> str:
     """The reason for refusing a sample whose largest absolute value of `name` is `reach`."""
     return f"beyond float16: {name} reach {reach:.6g}, the limit is {HALF_LIMIT:g}"
-
-
-def largest_bits(halves: HalfArray) -> int:
-    """The bits of the largest magnitude in `halves`: 0x7BFF is 65504, everything above is not finite.
-
-    As signed numbers the bits order the positive halves, as unsigned ones the negative halves come last.
-    """
-    if not halves.size:
-        return 0
-    negative = int(halves.view(np.uint16).max()) - _SIGN
-    return max(negative, int(halves.view(np.int16).max()))

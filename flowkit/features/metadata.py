@@ -23,6 +23,8 @@ TOKENS, POOLED = "tokens", "pooled"
 TOKENS_SCALE, CHANNELS = "tokens_scale", "channels"
 """Only beside int8 tokens, see int8.py."""
 DOCUMENT = "zarr.json"
+JOURNAL_FILE = "journal.jsonl"
+"""Only while a store is being written, see journal.py."""
 CHECKSUMS = "checksums"
 _DIMENSIONS = {
     TOKENS: ["sample", "token", "channel"],

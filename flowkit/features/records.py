@@ -32,6 +32,11 @@ INDEX_ENTRY_BYTES = 16
 OPEN_FILES_LIMIT = 256
 REMEDY = "delete this store and run the extraction of its tar again"
 
+HALF_LIMIT = 65504.0
+"""Largest finite float16."""
+LARGEST_BITS, SIGN_BITS = 0x7BFF, 0x8000
+"""Its bits, and those of minus zero."""
+
 HalfArray = NDArray[np.float16]
 Rows = Sequence[int] | NDArray[np.integer]
 
@@ -56,6 +61,13 @@ class RecordLayout:
         """Size of a finished file of `count` records; a file without records does not exist."""
         return count * (self.stride + INDEX_ENTRY_BYTES) + CRC_BYTES if count else 0
 
+    def demand_room(self, out: NDArray[Any]) -> None:
+        """Raise `ValueError` unless records fit into `out` one after the other."""
+        if out.shape[1:] != self.shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out is {out.dtype} {out.shape}, expected C-contiguous {self.dtype} (n, *{self.shape})"
+            )
+
     def encode_index(self, count: int) -> bytes:
         """The shard index of `count` records: (offset, bytes) as little-endian uint64, then its checksum."""
         entries = np.empty((count, 2), dtype="<u8")
@@ -74,6 +86,17 @@ class RecordLayout:
                 if len(block) < self.stride or not _is_whole(block):
                     return row
         return limit
+
+
+def largest_bits(halves: HalfArray) -> int:
+    """The bits of the largest magnitude in `halves`: 0x7BFF is 65504, everything above is not finite.
+
+    As signed numbers the bits order the positive halves, as unsigned ones the negative halves come last.
+    """
+    if not halves.size:
+        return 0
+    negative = int(halves.view(np.uint16).max()) - SIGN_BITS
+    return max(negative, int(halves.view(np.int16).max()))
 
 
 class RecordReader:
@@ -114,9 +137,7 @@ class RecordReader:
 
     def read_into(self, rows: Rows, out: NDArray[Any], slots: Rows, *, check: bool = True) -> None:
         """Read record `rows[k]` into `out[slots[k]]` for every k; checksums are verified if `check`."""
-        shape, dtype = self.layout.shape, self.layout.dtype
-        if out.shape[1:] != shape or out.dtype != dtype or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous {dtype} (n, *{shape})")
+        self.layout.demand_room(out)
         if not len(rows):
             return
         file = _open_files.get(self._number, self.path)

@@ -7,7 +7,7 @@
 
 The group's attributes name the encoder, its preprocessing, the source tar with its digest and the counts.
 Records are read directly (records.py), which is several times faster than through zarr-python; `as_zarr` is
-the slow reference.
+the slow reference. A store may hold its tokens as int8 (int8.py): it reads as float16 all the same.
 """
 
 from __future__ import annotations
@@ -17,24 +17,39 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from flowkit.errors import StoreError
 from flowkit.features import tables
 from flowkit.features.metadata import (
+    CHANNELS,
     DOCUMENT,
     POOLED,
     TOKENS,
+    TOKENS_SCALE,
     array_document,
     data_file,
     read_document,
     read_group,
 )
-from flowkit.features.records import REMEDY, HalfArray, RecordLayout, RecordReader, Rows
+from flowkit.features.records import (
+    LARGEST_BITS,
+    REMEDY,
+    HalfArray,
+    RecordLayout,
+    RecordReader,
+    Rows,
+    largest_bits,
+)
 
 if TYPE_CHECKING:
     import zarr
+
+    from flowkit.features.quantisation import QuantisedReader
+
+STORAGES = ("float16", "int8")
 
 VERIFY_RECORDS_AT_ONCE = 64
 """Records that `verify` holds in memory; 256 tokens of width 4096 make 2 MiB each."""
@@ -49,7 +64,7 @@ class TokenStore:
 
     def __init__(self, path: Path, *, encoder: str | None = None) -> None:
         self.path = Path(path)
-        self.attributes, self._table_digests = read_group(
+        self.attributes, self.table_digests = read_group(
             self.path / DOCUMENT,
             unfinished="this store is not finished: run the extraction of its tar",
             remedy=REMEDY,
@@ -57,7 +72,8 @@ class TokenStore:
         if encoder is not None and self.attributes.get("encoder") != encoder:
             found = self.attributes.get("encoder")
             raise StoreError(f"{self.path} holds tokens of {found!r}, expected {encoder!r}; {REMEDY}")
-        self._arrays = {name: self._open_array(name, shape) for name, shape in self._shapes().items()}
+        self._records = {name: self._open_array(name, layout) for name, layout in self._layouts().items()}
+        self._arrays = self._open_values()
         self._check_table_lengths()
 
     def __len__(self) -> int:
@@ -76,6 +92,11 @@ class TokenStore:
         return self.array(POOLED).layout.shape[0]
 
     @property
+    def storage(self) -> str:
+        """How the tokens lie on disk: "float16" or "int8"."""
+        return str(self.attributes.get("storage", STORAGES[0]))
+
+    @property
     def has_cls(self) -> bool:
         """Whether token 0 is the class token; False if the attributes do not say so."""
         return bool(self.attributes.get("has_cls", False))
@@ -90,11 +111,24 @@ class TokenStore:
         """The table of refused samples (tables.py)."""
         return self._table(tables.REJECTS_FILE, tables.REJECTS_SCHEMA)
 
-    def array(self, name: str) -> RecordReader:
-        """The reader of the array `name`, "tokens" or "pooled"."""
+    def array(self, name: str) -> RecordReader | QuantisedReader:
+        """The reader of the array `name`, "tokens" or "pooled", which gives float16."""
         if name not in self._arrays:
             raise StoreError(f"{self.path} has no array {name!r}, only {sorted(self._arrays)}; {REMEDY}")
         return self._arrays[name]
+
+    def records(self, name: str) -> RecordReader:
+        """The reader of one array as it lies on disk."""
+        return self._records[name]
+
+    def files(self) -> list[str]:
+        """Every file of the store, relative to it."""
+        files = [DOCUMENT, tables.SAMPLES_FILE, tables.REJECTS_FILE]
+        for name, reader in self._records.items():
+            files.append(f"{name}/{DOCUMENT}")
+            if reader.count:
+                files.append(reader.path.relative_to(self.path).as_posix())
+        return sorted(files)
 
     def read_tokens(self, rows: Rows, out: HalfArray | None = None) -> HalfArray:
         """Tokens [n, T, D] float16 of `rows`, checksums verified, into `out` if given."""
@@ -122,11 +156,16 @@ class TokenStore:
 
     def verify(self) -> int:
         """Check every record and index: the number of records, or `StoreError` on the first bad one."""
-        for reader in self._arrays.values():
+        for reader in self._records.values():
             reader.check_index()
             for start in range(0, reader.count, VERIFY_RECORDS_AT_ONCE):
-                reader.read(range(start, min(start + VERIFY_RECORDS_AT_ONCE, reader.count)))
-        return sum(reader.count for reader in self._arrays.values())
+                rows = range(start, min(start + VERIFY_RECORDS_AT_ONCE, reader.count))
+                for row, record in zip(rows, reader.read(rows), strict=True):
+                    if record.dtype == np.float16 and largest_bits(record) > LARGEST_BITS:
+                        raise StoreError(
+                            f"{reader.path}: row {row} holds a value that is not finite; {REMEDY}"
+                        )
+        return sum(reader.count for reader in self._records.values())
 
     def digest(self) -> str:
         """SHA-256 of the metadata, the tables and the checksum of every record; reads no tensor data.
@@ -135,11 +174,11 @@ class TokenStore:
         checksums.
         """
         digest = hashlib.sha256()
-        documents = [DOCUMENT, *(f"{name}/{DOCUMENT}" for name in sorted(self._arrays))]
+        documents = [DOCUMENT, *(f"{name}/{DOCUMENT}" for name in sorted(self._records))]
         for name in [*documents, tables.SAMPLES_FILE, tables.REJECTS_FILE]:
             digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
-        for name in sorted(self._arrays):
-            digest.update(self._arrays[name].checksums())
+        for name in sorted(self._records):
+            digest.update(self._records[name].checksums())
         return digest.hexdigest()
 
     def as_zarr(self) -> zarr.Group:
@@ -149,21 +188,44 @@ class TokenStore:
         return zarr.open_group(self.path, mode="r")
 
     def _table(self, name: str, schema: pa.Schema) -> pd.DataFrame:
-        return tables.read_table(self.path / name, schema, REMEDY, sha256=self._table_digests.get(name))
+        return tables.read_table(self.path / name, schema, REMEDY, sha256=self.table_digests.get(name))
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(shape) for name, shape in self.attributes["arrays"].items()}
-
-    def _open_array(self, name: str, shape: tuple[int, ...]) -> RecordReader:
-        document, layout = self.path / name / DOCUMENT, RecordLayout(shape)
-        if read_document(document, REMEDY) != array_document(name, len(self), layout):
+    def _layouts(self) -> dict[str, RecordLayout]:
+        layouts = {name: RecordLayout(tuple(shape)) for name, shape in self.attributes["arrays"].items()}
+        if self.storage not in STORAGES:
             raise StoreError(
-                f"{document} does not describe {len(self)} samples of shape {list(shape)} "
+                f"{self.path / DOCUMENT}: storage is {self.storage!r}, expected one of {', '.join(STORAGES)}; "
+                "read it with the version that wrote it"
+            )
+        if self.storage == "int8":
+            tokens, channels = layouts[TOKENS].shape
+            layouts[TOKENS] = RecordLayout((tokens, channels), "int8")
+            layouts[TOKENS_SCALE] = RecordLayout((tokens,), "float32")
+            layouts[CHANNELS] = RecordLayout((channels,), "float32")
+        return layouts
+
+    def _open_array(self, name: str, layout: RecordLayout) -> RecordReader:
+        document, count = self.path / name / DOCUMENT, 2 if name == CHANNELS else len(self)
+        if read_document(document, REMEDY) != array_document(name, count, layout):
+            raise StoreError(
+                f"{document} does not describe {count} samples of shape {list(layout.shape)} "
                 f"in the layout of a token store; {REMEDY}"
             )
-        reader = RecordReader(data_file(self.path, name), layout, len(self))
+        reader = RecordReader(data_file(self.path, name), layout, count)
         reader.check_size()
         return reader
+
+    def _open_values(self) -> dict[str, RecordReader | QuantisedReader]:
+        values: dict[str, RecordReader | QuantisedReader] = {
+            name: self._records[name] for name in self.attributes["arrays"]
+        }
+        if self.storage == "int8":
+            from flowkit.features.quantisation import QuantisedReader  # torch, which float16 does not need
+
+            values[TOKENS] = QuantisedReader(
+                *(self._records[name] for name in (TOKENS, TOKENS_SCALE, CHANNELS))
+            )
+        return values
 
     def _check_table_lengths(self) -> None:
         counts = self.attributes["counts"]

@@ -27,6 +27,7 @@ from flowkit.features.journal import Batch, Journal
 from flowkit.features.metadata import (
     DOCUMENT,
     GROUP_SCHEMA,
+    JOURNAL_FILE,
     POOLED,
     TOKENS,
     array_document,
@@ -41,7 +42,6 @@ from flowkit.features.store import TokenStore
 from flowkit.features.stream import RecordStream, checksum_of, disk_errors
 from flowkit.features.tables import RejectRow, SampleRow
 
-JOURNAL_FILE = "journal.jsonl"
 SYNC_BYTES = 1 << 30
 """Written bytes after which the arrays are forced to disk, so that a power cut costs little."""
 
