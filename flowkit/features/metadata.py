@@ -17,6 +17,7 @@ from typing import Any
 
 from flowkit.errors import StoreError
 from flowkit.features.records import RecordLayout
+from flowkit.features.stream import disk_errors
 
 GROUP_SCHEMA = 2
 TOKENS, POOLED = "tokens", "pooled"
@@ -115,8 +116,9 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` under a temporary name, flush it to disk, rename it."""
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    commit(partial, path)
+    with disk_errors(path):
+        partial.write_text(text, encoding="utf-8")
+        commit(partial, path)
 
 
 def file_sha256(path: Path) -> str:

@@ -92,10 +92,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
         raise StoreError(
-            f"{error.filename or path} could not be written ({reason}); make room and start again, "
-            "it goes on from the last whole batch"
+            f"{error.filename or path} could not be written ({reason}); make room and run this again, "
+            "what is whole is kept"
         ) from error
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from flowkit.errors import StoreError
 from flowkit.features.metadata import commit, file_sha256
+from flowkit.features.stream import disk_errors
 
 SAMPLES_FILE, REJECTS_FILE = "samples.parquet", "rejects.parquet"
 
@@ -106,9 +107,10 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> str
 def write_parquet(path: Path, table: pa.Table) -> str:
     """Write `table` under a temporary name, flush it to disk, rename it; returns its SHA-256."""
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    digest = file_sha256(partial)
-    commit(partial, path)
+    with disk_errors(path):
+        pq.write_table(table, partial)
+        digest = file_sha256(partial)
+        commit(partial, path)
     return digest
 
 

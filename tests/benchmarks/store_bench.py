@@ -24,12 +24,15 @@ from loader_bench import device
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
+from flowkit.features.int8 import convert_store
+from flowkit.features.store import TokenStore
 from flowkit.features.tables import SampleRow
 from flowkit.features.writer import TokenStoreWriter
 
 SAMPLES, POOLED_WIDTH = 96, 768
 SHAPES = {"clip": (257, 1024), "eva": (257, 4096)}
 ZARR_SAMPLES, ZARR_PARTS = 256, 16
+OUTLIER_SAMPLES = 8
 
 Row = dict[str, Any]
 Floats = NDArray[np.floating]
@@ -38,7 +41,12 @@ Floats = NDArray[np.floating]
 def rows(folder: Path, *, repeats: int = 7) -> list[Row]:
     """Measure everything, writing below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [*writing_rows(folder, repeats), *zarr_rows(folder, repeats), *disk_rows(folder)]
+    return [
+        *writing_rows(folder, repeats),
+        *zarr_rows(folder, repeats),
+        *disk_rows(folder),
+        *int8_rows(folder, repeats),
+    ]
 
 
 # Writing
@@ -171,6 +179,43 @@ def disk_rows(folder: Path) -> list[Row]:
         row("bytes on disk / raw bytes", [on_disk / (values.nbytes + pooled.nbytes)], 1.001, at_most=True),
         row("inodes of a store", [float(len(paths))], 12.0, at_most=True),
     ]
+
+
+# Int8
+
+
+def int8_rows(folder: Path, repeats: int) -> list[Row]:
+    """The worst token of stores with outliers, each with numbers of its own, after standardising the channels."""
+    worst = []
+    for seed in range(repeats):
+        for side, shape in SHAPES.items():
+            work = folder / f"int8-{side}-{seed}"
+            half = write_outliers(work / "half", tokens_with_outliers(OUTLIER_SAMPLES, shape, seed))
+            worst.append(convert_store(half, work / "int8").min_cosine_standardised)
+            shutil.rmtree(work)
+    made = row("int8: smallest cosine of a token, channels standardised, outlier data", worst, 0.9995)
+    return [{**made, "value": round(min(worst), 6), "holds": min(worst) >= 0.9995}]
+
+
+def tokens_with_outliers(count: int, shape: tuple[int, int], seed: int) -> NDArray[np.float16]:
+    """Channels of log-normal size, 0.2 % of them shifted by 20 to 60 spreads, 3 % of the tokens ten times larger."""
+    generator, (tokens, channels) = np.random.default_rng(seed), shape
+    spread_D = np.exp(generator.standard_normal(channels))
+    shift_D = generator.uniform(20, 60, channels) * generator.choice([-1, 1], channels)
+    mean_D = np.where(generator.permutation(channels) < 0.002 * channels, spread_D * shift_D, 0)
+    values_NTD = mean_D + spread_D * generator.standard_normal((count, tokens, channels))
+    values_NTD[generator.random((count, tokens)) < 0.03] *= 10
+    return values_NTD.astype(np.float16)
+
+
+def write_outliers(folder: Path, values: NDArray[np.float16]) -> TokenStore:
+    shape = (values.shape[1], values.shape[2])
+    with TokenStoreWriter(
+        folder, token_shape=shape, pooled_width=None, attributes={"encoder": "-"}
+    ) as writer:
+        writer.append(values, None, sample_rows(len(values)), next_index=len(values))
+        writer.finish()
+    return TokenStore(folder)
 
 
 # Measuring
