@@ -71,9 +71,14 @@ def extract_tar(
             if begin is not None:
                 begin(writer.next_index, stop)
             if not writer.finished:
-                members = listing.read(writer.next_index, stop)
                 batches = decoded_batches(
-                    members, encoder, batch_size=batch_size, decode=decode, threads=decode_threads
+                    listing,
+                    encoder,
+                    start=writer.next_index,
+                    stop=stop,
+                    batch_size=batch_size,
+                    decode=decode,
+                    threads=decode_threads,
                 )
                 _write(batches, WriteBehind(writer, encoder, batch_size, progress))
                 _demand_same(tar, source, found.result())

@@ -8,7 +8,7 @@ batches, the encoder works on the next: only that thread waits for the device.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -58,21 +58,16 @@ class _Rows:
 
 
 class _Slot:
-    """Buffers for one batch."""
+    """Host buffers for the results of one batch."""
 
     def __init__(self, encoder: FrozenEncoder, batch_size: int) -> None:
-        self._pinned = encoder.device.type == "cuda"
-        self._batch_size = batch_size
-        self._pixels: Tensor | None = None
+        pinned = encoder.device.type == "cuda"
         shapes = {TOKENS: (encoder.token_count, encoder.token_width), POOLED: (encoder.pooled_width,)}
-        self.arrays = [_Rows(name, batch_size, shape, pinned=self._pinned) for name, shape in shapes.items()]
-        self._copied = torch.cuda.Event() if self._pinned else None
+        self.arrays = [_Rows(name, batch_size, shape, pinned=pinned) for name, shape in shapes.items()]
+        self._copied = torch.cuda.Event() if pinned else None
 
-    def encode(self, encoder: FrozenEncoder, pixels: Sequence[Tensor]) -> None:
+    def encode(self, encoder: FrozenEncoder, pixels_NCHW: Tensor) -> None:
         """Start the forward pass and the copies back; on a GPU this returns before they are done."""
-        if self._pixels is None:
-            self._pixels = torch.empty(self._batch_size, *pixels[0].shape, pin_memory=self._pinned)
-        pixels_NCHW = torch.stack(list(pixels), out=self._pixels[: len(pixels)])
         for array, values in zip(self.arrays, encoder.encode(pixels_NCHW), strict=True):
             array.fill(values)
         if self._copied is not None:
@@ -82,16 +77,13 @@ class _Slot:
         """Wait for the copies and append the batch; returns how many members that were."""
         if self._copied is not None:
             self._copied.synchronize()
-        count, before = len(batch.samples), writer.next_index
+        batch.release()
+        count, before = len(batch.rows), writer.next_index
         tokens, pooled = (array.halves[:count].numpy() for array in self.arrays)
-        reasons = {
-            row: reason
-            for row in range(count)
-            if (reason := next(filter(None, (array.reason(row) for array in self.arrays)), None))
-        }
-        rows = [sample.row for sample in batch.samples]
+        found = {row: [array.reason(row) for array in self.arrays] for row in range(count)}
+        reasons = {row: next(filter(None, texts)) for row, texts in found.items() if any(texts)}
         writer.append(
-            tokens, pooled, rows, rejects=batch.rejects, reasons=reasons, next_index=batch.next_index
+            tokens, pooled, batch.rows, rejects=batch.rejects, reasons=reasons, next_index=batch.next_index
         )
         return batch.next_index - before
 
@@ -119,9 +111,9 @@ class WriteBehind:
         """Encode a batch and hand it to the writing thread."""
         slot = self._slots[0]
         self._slots.rotate(-1)
-        if batch.samples:
+        if batch.rows:
             with torch.inference_mode():
-                slot.encode(self._encoder, [sample.pixels_CHW for sample in batch.samples])
+                slot.encode(self._encoder, batch.pixels_NCHW)
         self._pending.append(self._pool.submit(slot.write, self._writer, batch))
         self._wait_until(WRITES_BEHIND)
 

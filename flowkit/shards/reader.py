@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,22 +74,21 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a tar holds: its samples, good or bad, in order of first appearance."""
+    """What a tar holds: (key, members) of its samples, good or bad, in order of first appearance."""
 
     tar: Path
-    members: Mapping[str, list[Member]]
+    groups: tuple[tuple[str, list[Member]], ...]
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.groups)
 
-    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Sample | Reject]:
-        """Yield the samples and rejects number `start` to `stop`, reading only their bytes."""
-        with self.tar.open("rb") as stream:
-            for index, (key, group) in islice(enumerate(self.members.items()), start, stop):
-                try:
-                    yield _sample(self.tar, stream, index, key, group)
-                except _Fault as fault:
-                    yield Reject(index, key, str(fault))
+    def sample(self, index: int, stream: BinaryIO) -> Sample | Reject:
+        """Read one sample from the open tar; any number of threads may share `stream`."""
+        key, group = self.groups[index]
+        try:
+            return _sample(self.tar, stream, index, key, group)
+        except _Fault as fault:
+            return Reject(index, key, str(fault))
 
 
 def list_samples(tar: Path) -> Listing:
@@ -103,12 +102,18 @@ def list_samples(tar: Path) -> Listing:
             f"{tar} has {len(members)} samples but no image ({', '.join(IMAGE_EXTENSIONS)}); "
             "check that it is a webdataset tar of images"
         )
-    return Listing(tar, members)
+    return Listing(tar, tuple(members.items()))
 
 
 def read_samples(tar: Path) -> Iterator[Sample | Reject]:
     """Return all samples and rejects of a tar; raises `ShardError` at the call as `list_samples` does."""
-    return list_samples(tar).read()
+    return _read(list_samples(tar))
+
+
+def _read(listing: Listing) -> Iterator[Sample | Reject]:
+    with listing.tar.open("rb") as stream:
+        for index in range(len(listing)):
+            yield listing.sample(index, stream)
 
 
 def decode_image(sample: Sample) -> Image.Image:
@@ -176,8 +181,7 @@ def _checked(group: list[Member]) -> dict[str, Member]:
 
 
 def _content(tar: Path, stream: BinaryIO, member: Member) -> bytes:
-    stream.seek(member.offset)
-    content = stream.read(member.bytes)
+    content = os.pread(stream.fileno(), member.bytes, member.offset)
     if len(content) < member.bytes:
         raise ShardError(
             f"{tar} became shorter while it was read (member {member.name}); fetch or write it again"
