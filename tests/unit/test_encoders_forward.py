@@ -56,18 +56,21 @@ def test_half_precision_of_open_clip_towers_is_autocast(precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", TOWERS)
-def test_compiled_towers_give_the_same_features_from_one_kernel(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "bar"), [("demo-eva", "fp32", 1e-5), ("demo-vit", "bf16", 0.02)]
+)
+def test_compiled_towers_give_the_same_features_from_one_graph(name: str, precision: str, bar: float) -> None:
     """And a batch that lacks images gives the bits of a full one, whatever was compiled before."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    encoder = load_encoder(name, compile=True)
-    assert encoder.arithmetic == "fp32, compiled"
+    encoder = load_encoder(name, precision=precision, compile=True)
+    eager_encoder = load_encoder(name, precision=precision)
+    assert encoder.arithmetic == f"{eager_encoder.arithmetic}, compiled"
     pixels_NCHW = _pixels(COMPILED_MULTIPLE)
     full = encoder.encode(pixels_NCHW)
-    for mine, eager in zip(full, load_encoder(name).encode(pixels_NCHW), strict=True):
+    for mine, eager in zip(full, eager_encoder.encode(pixels_NCHW), strict=True):
         assert mine.shape == eager.shape
-        assert _relative(mine, eager) < 1e-5
+        assert _relative(mine, eager) < bar
     for count in (1, 3, COMPILED_MULTIPLE - 1):
         for mine, whole in zip(encoder.encode(pixels_NCHW[:count]), full, strict=True):
             assert torch.equal(mine, whole[:count])
