@@ -15,6 +15,7 @@ from flowkit.encoders.registry import load_encoder
 from flowkit.features.extraction import extract_tar
 from flowkit.progress import Progress, logger
 from flowkit.runtime import threads
+from flowkit.shards.catalogue import TarDescription
 from flowkit.stages.device import best_device
 from flowkit.stages.inputs import tar_of, weights_of
 from flowkit.stages.session import Spec, open_session
@@ -71,7 +72,7 @@ def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
             session.work,
             batch_size=spec.values["encoders"]["batch_size"],
             attributes={"weights_sha256": weights_digest, "precision": spec.values["encoder"]["precision"]},
-            source=described,
+            source=TarDescription(name=tar, bytes=described["bytes"], sha256=described["sha256"]),
             begin=begin,
             progress=advance,
             limit=limit,

@@ -160,6 +160,36 @@ def test_conversion_to_int8_sits_between_extraction_and_pairs(site: Site) -> Non
     assert not any(name.startswith(("fetch", "shards", "extract", "texts", "head")) for name in planned)
 
 
+def test_training_reads_converted_stores_and_every_store_verifies(site: Site) -> None:
+    eight = yaml.safe_load((site.project.folder / "tiny.yaml").read_text())
+    eight["experiment"] = "eight"
+    eight["encoders"]["source_storage"] = "int8"
+    (site.project.folder / "eight.yaml").write_text(yaml.safe_dump(eight))
+    for stage in ("convert", "pairs", "train"):
+        site.project.flowkit(stage, "--config", "eight.yaml")
+    results = site.project.folder / "results"
+    assert (results / "eight/runs/flow/train/manifest.json").is_file()
+    manifests = sorted(results.glob("data/features/shapes/demo-eva-*-int8/*/manifest.json"))
+    assert len(manifests) == TARS
+    errors = [json.loads(path.read_text())["counts"]["errors"] for path in manifests]
+    assert all(0.9995 < table["min_cosine_standardised"] < 1 for table in errors)
+    said = site.project.flowkit("verify", "results/data/features")
+    assert f"{3 * (TARS + 2)} stores are whole" in said
+
+
+def test_verify_names_the_file_with_a_flipped_bit(site: Site) -> None:
+    (store,) = (site.project.folder / "results/data/features/coco").glob("demo-vit-*/00001/*/tokens/c.0.0.0")
+    original = store.read_bytes()
+    try:
+        store.write_bytes(original[:5000] + bytes([original[5000] ^ 4]) + original[5001:])
+        said = site.project.flowkit("verify", "results/data/features/coco", check=False)
+        assert said.count("flowkit: error:") == 1
+        assert "00001" in said.split("flowkit: error:")[1]
+        assert "tokens/c.0.0.0" in said.split("flowkit: error:")[1]
+    finally:
+        store.write_bytes(original)
+
+
 def test_a_newer_commit_changes_nothing_until_the_listing_is_deleted(site: Site) -> None:
     site.web.commit(REPOSITORY, {**site.tars, "00003.tar": site.tars["00000.tar"]})
     assert site.project.planned() == {}
