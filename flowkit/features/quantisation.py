@@ -46,7 +46,8 @@ def channels_of(records: Iterable[HalfArray], width: int) -> Channels:
     for record_TD in records:
         values_TD = torch.from_numpy(record_TD).to(torch.float64).numpy()
         own_mean_D = values_TD.mean(axis=0)
-        own_squares_D = np.square(values_TD - own_mean_D).sum(axis=0)
+        centred_TD = values_TD - own_mean_D
+        own_squares_D = np.einsum("td,td->d", centred_TD, centred_TD)
         total = count + len(values_TD)
         shift_D = own_mean_D - mean_D
         mean_D += shift_D * (len(values_TD) / total)

@@ -66,7 +66,7 @@ def writing_rows(folder: Path, repeats: int) -> list[Row]:
         "raw flushed": lambda work: write_raw(work / "files", halves, 32, flush=True),
         "store finished": lambda work: write_stores(work / "files", halves, 32, checked=True, finish=True),
     }
-    runs = take_turns(folder, ways, repeats)
+    runs = take_turns(folder, ways, 2 * repeats + 1)  # short, and at the mercy of the system's write-back
     return [
         speed_row("writer, batches of 32 / raw write", runs, "store 32", "raw 32", 0.6),
         speed_row("writer, batches of 16 / raw write", runs, "store 16", "raw 16", 0.6),
@@ -169,7 +169,11 @@ def disk_rows(folder: Path) -> list[Row]:
     pooled = np.zeros((SAMPLES, POOLED_WIDTH), np.float16)
     store = folder / "disk"
     with TokenStoreWriter(
-        store, token_shape=SHAPES["eva"], pooled_width=POOLED_WIDTH, attributes={"encoder": "eva"}
+        store,
+        token_shape=SHAPES["eva"],
+        pooled_width=POOLED_WIDTH,
+        attributes={"encoder": "eva"},
+        restart=True,
     ) as writer:
         writer.append(values, pooled, sample_rows(SAMPLES), next_index=SAMPLES)
         writer.finish()
