@@ -91,6 +91,7 @@ def encoder_attributes(encoder: FrozenEncoder, decode: Decoder = "exact") -> dic
     return {
         "encoder": encoder.name,
         "layer": encoder.layer,
+        "arithmetic": encoder.arithmetic,
         "grid": [rows, columns],
         "has_cls": encoder.token_count == rows * columns + 1,
         "preprocessing": encoder.preprocessing_of(decode),
