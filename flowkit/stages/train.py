@@ -34,7 +34,7 @@ def run(spec: Spec) -> None:
         training = open_pairs(spec, dataset, layout=data["layout"], tars=slice(0, -held_out))
         validation = open_pairs(spec, dataset, layout=data["layout"], tars=slice(-held_out, None))
         feature_scale = settings.pop("feature_scale")
-        config = TrainingConfig(**spec.values["train"])
+        config = TrainingConfig(**spec.values["train"], shuffle=data["shuffle"])
         progress = Progress(f"train {name}", config.steps, "step")
         done = 0
 

@@ -61,14 +61,17 @@ class TrainingConfig:
     evaluate_every: int
     checkpoint_every: int
     validation_samples: int
+    shuffle: str = "random"
 
 
 class TrainingData(PairedFeatures, Protocol):
     """Paired features that can be read as an endless sequence of batches from any step on."""
 
     def batches(
-        self, *, seed: int, batch_size: int, start_step: int
-    ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]: ...
+        self, *, seed: int, batch_size: int, start_step: int, shuffle: Any, device: torch.device | str
+    ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+        """Yield (step, ids, source, target), which are valid until the next item is asked for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,13 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     run = _Run(config, objective, model_config, data, work, feature_scale, torch.device(device))
     metrics = MetricsLog(work / "metrics.jsonl", restored_step=run.step)
-    batches = data.batches(seed=config.seed, batch_size=config.batch_size, start_step=run.step)
+    batches = data.batches(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=run.step,
+        shuffle=config.shuffle,
+        device=device,
+    )
     measured: dict[str, float] = {}
     while run.step < config.steps:
         _, _, source_BTE, target_BTC = next(batches)

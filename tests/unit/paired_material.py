@@ -93,7 +93,7 @@ class Pairs:
         return self.source[rows], self.target[rows]
 
     def batches(
-        self, *, seed: int, batch_size: int, start_step: int
+        self, *, seed: int, batch_size: int, start_step: int, shuffle: str = "random", device: object = "cpu"
     ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
         per_epoch = len(self) // batch_size
         step = start_step
