@@ -4,6 +4,8 @@ Each bar is a ratio of two things measured in turn in the same process, so it ho
 JSON row per bar, prints a table, and exits with 1 if a bar does not hold.
 
     {"name", "value", "demand", "holds", "median_of", "spread": [low, high], "device"}
+
+Rows without a demand are reported only; their `demand` and `holds` are null.
 """
 
 from __future__ import annotations
@@ -36,20 +38,20 @@ def main(
                 typer.echo(_line(row))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n")
-    failed = [row["name"] for row in rows if not row["holds"]]
-    typer.echo(f"{len(rows) - len(failed)} of {len(rows)} bars hold; {out}")
+    judged = [row for row in rows if row["holds"] is not None]
+    failed = [row["name"] for row in judged if not row["holds"]]
+    typer.echo(f"{len(judged) - len(failed)} of {len(judged)} bars hold; {out}")
     if failed:
         typer.echo(f"does not hold: {', '.join(failed)}")
         sys.exit(1)
 
 
 def _line(row: dict[str, Any]) -> str:
-    verdict = "holds" if row["holds"] else "DOES NOT HOLD"
+    verdict = {True: "holds", False: "DOES NOT HOLD", None: "reported"}[row["holds"]]
+    demand = "" if row["demand"] is None else f"demand {row['demand']:g}, "
     low, high = row["spread"]
-    return (
-        f"{row['name']:<64} {row['value']:>9.4g} (demand {row['demand']:g}, {low:.4g} to {high:.4g}, "
-        f"median of {row['median_of']}) {verdict}"
-    )
+    spread = f"{demand}{low:.4g} to {high:.4g}, median of {row['median_of']}"
+    return f"{row['name']:<72} {row['value']:>9.4g} ({spread}) {verdict}"
 
 
 if __name__ == "__main__":
