@@ -144,8 +144,7 @@ class PairedTokens:
     ) -> Iterator[tuple[int, Ids]]:
         """Fill the next slot of `ring` for each of `steps`, then pass the step on."""
         with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read") as pool:
-            for turn, ((step, ids), (_, next_ids)) in enumerate(pairwise(steps)):
-                self._announce(next_ids)
+            for turn, (step, ids) in enumerate(steps):
                 slot = ring.slot(turn)
                 parts = np.array_split(self._as_on_disk(ids), readers)
                 reads = [pool.submit(self._fill, ids, slot, part, check=check) for part in parts[1:]]
@@ -174,12 +173,6 @@ class PairedTokens:
         self._source.read(tars, self._source_row[pairs], source, places, check=check)
         self._target.read(tars, self._target_row[pairs], target, places, check=check)
 
-    def _announce(self, ids: Numbers) -> None:
-        """Let the disks begin to read the pairs `ids`."""
-        pairs = ids[self._as_on_disk(ids)]
-        self._source.announce(self._tar[pairs], self._source_row[pairs])
-        self._target.announce(self._tar[pairs], self._target_row[pairs])
-
     def _record_shapes(self, count: int) -> list[tuple[int, ...]]:
         return [(count, *side.record_shape) for side in (self._source, self._target)]
 
@@ -204,19 +197,10 @@ class _Side:
     def read(self, tars: Numbers, rows: Numbers, out: Tensor, slots: Numbers, *, check: bool) -> None:
         """Read record `rows[k]` of store `tars[k]` into `out[slots[k]]` for every k; `tars` is sorted."""
         records = out.numpy()
-        for store, part in self._by_store(tars):
-            store.read_into(self._array, rows[part], records, slots[part], check=check)
-
-    def announce(self, tars: Numbers, rows: Numbers) -> None:
-        """Say that record `rows[k]` of store `tars[k]` will be read soon, for every k; `tars` is sorted."""
-        for store, part in self._by_store(tars):
-            store.will_need(self._array, rows[part])
-
-    def _by_store(self, tars: Numbers) -> Iterator[tuple[TokenStore, slice]]:
-        """Each store in the sorted `tars` and its stretch of them."""
         starts = np.flatnonzero(np.diff(tars, prepend=-1)).tolist()
         for first, last in pairwise([*starts, len(tars)]):
-            yield self.stores[tars[first]], slice(first, last)
+            store = self.stores[tars[first]]
+            store.read_into(self._array, rows[first:last], records, slots[first:last], check=check)
 
     def view(self, records: Tensor) -> Tensor:
         """The tokens [B, T, D] in records as they lie on disk."""

@@ -25,24 +25,22 @@ import pyarrow.parquet as pq
 from loader_peers import (
     BATCH,
     EPOCH_BATCHES,
-    PER_SHARD,
-    SHAPES,
     Batches,
     Material,
     contenders_of,
-    copy_rows,
     demand_same_tokens,
+    flowkit_ring,
+    memmap_fresh,
 )
 from numpy.typing import NDArray
 
 from flowkit.features.loader import PairedTokens
 from flowkit.features.order import block_order, order
 from flowkit.features.pairs import PAIRS_SCHEMA
-from flowkit.features.store import TokenStore
 from flowkit.features.tables import write_parquet
 
 WARM_BATCHES = 5
-COLD_READS = 64
+READ_BYTES = 1 << 23
 PAIRS_OF_A_LONG_RUN = 5_000_000
 
 Row = dict[str, Any]
@@ -62,7 +60,15 @@ def rows(folder: Path, *, repeats: int = 7) -> list[Row]:
 
 
 def compare_loaders(material: Material, repeats: int) -> dict[str, list[Seconds]]:
-    """Seconds of an epoch of everybody; no file stays mapped, for those could not be dropped from memory later."""
+    """Seconds of an epoch of everybody; no file stays mapped, for those could not be dropped from memory later.
+
+    All files come into memory in one way, because the size of the pages depends on it, and the speed on that.
+    """
+    for path in material.data_files():
+        drop_from_memory(path)
+        with path.open("rb", buffering=0) as file:
+            while file.read(READ_BYTES):
+                pass
     contenders = contenders_of(material)
     demand_same_tokens(contenders, material)
     return measure(contenders, repeats)
@@ -96,7 +102,7 @@ def _time_epoch(batches: Batches) -> Seconds:
 
 BARS: dict[str, tuple[str, str, float | None]] = {
     "loader, reused buffers / np.memmap": ("ring", "memmap", 1.2),
-    "loader, reused buffers / np.memmap in the same ring": ("ring", "memmap ring", 0.9),
+    "loader, reused buffers / np.memmap in the same ring": ("ring", "memmap ring", None),
     "loader, every checksum verified / np.memmap": ("ring checked", "memmap", 1.0),
     "loader, fresh batch, checksums verified / np.memmap": ("fresh", "memmap", 0.9),
     "loader, checksums verified / zarr-python z[i]": ("ring checked", "zarr", 3.5),
@@ -141,49 +147,47 @@ def device() -> str:
 
 
 def cold_rows(material: Material, repeats: int) -> list[Row]:
-    """Wall time of random reads of 2 MiB from disk; no rows where the page cache cannot be dropped."""
-    store, records = TokenStore(material.stores("source")[0]), material.stores("source")[0] / "tokens/c.0.0.0"
-    raw = material.raw("source")[0]
-    buffer = np.zeros((COLD_READS, *SHAPES["source"]), np.float16)
-    chosen = order(3, 0, PER_SHARD)[:COLD_READS]
-
-    def by_memmap() -> None:
-        copy_rows([np.memmap(raw, np.float16, "r", shape=(PER_SHARD, *SHAPES["source"]))], chosen, buffer)
-
-    def by_loader() -> None:
-        store.read_into("tokens", chosen, buffer, np.arange(COLD_READS))
-
-    def by_loader_announced() -> None:
-        store.will_need("tokens", chosen)
-        by_loader()
-
-    ways = {"memmap": (raw, by_memmap), "plain": (records, by_loader), "told": (records, by_loader_announced)}
+    """Wall time of an epoch from disk; no rows where the page cache cannot be dropped. Disks differ: no demand."""
+    pairs = material.open()
+    ways: dict[str, Callable[[], Batches]] = {
+        "memmap": lambda: memmap_fresh(material.mapped()),
+        "1 reader": lambda: flowkit_ring(pairs),
+        "4 readers": lambda: flowkit_ring(pairs, readers=4),
+    }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
-        for way, (path, read) in ways.items():
-            taken = _time_cold(path, read, buffer.nbytes)
+        for way, begin in ways.items():
+            taken = _time_cold(material, begin)
             if taken is None:
                 return []
             seconds[way].append(taken)
     return [
-        row(name, [slow / fast for slow, fast in zip(seconds["memmap"], seconds[way], strict=True)], demand)
-        for name, way, demand in (
-            ("cold random reads, wall / np.memmap", "plain", 1.5),
-            ("cold random reads announced to the system, wall / np.memmap", "told", None),
+        row(
+            f"loader from disk, checksums verified, {way}, wall / np.memmap",
+            [slow / fast for slow, fast in zip(seconds["memmap"], seconds[way], strict=True)],
+            None,
         )
+        for way in list(ways)[1:]
     ]
 
 
-def _time_cold(path: Path, read: Callable[[], None], expected_bytes: int) -> float | None:
-    """Seconds that `read` takes after `path` left the page cache, or None if it did not come from disk."""
+def _time_cold(material: Material, begin: Callable[[], Batches]) -> float | None:
+    """Seconds of an epoch after all files left the page cache, or None if it did not come from disk."""
+    for path in material.data_files():
+        drop_from_memory(path)
+    before, started, delivered = _bytes_from_disk(), time.perf_counter(), 0
+    with closing(begin()) as batches:
+        for source, target in islice(batches, EPOCH_BATCHES):
+            delivered += source.nbytes + target.nbytes
+        taken = time.perf_counter() - started
+    return taken if _bytes_from_disk() - before > 0.9 * delivered else None
+
+
+def drop_from_memory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
-    before, started = _bytes_from_disk(), time.perf_counter()
-    read()
-    taken = time.perf_counter() - started
-    return taken if _bytes_from_disk() - before > 0.9 * expected_bytes else None
 
 
 def _bytes_from_disk() -> int:

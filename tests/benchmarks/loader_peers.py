@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowkit.features.loader import BATCHES_AHEAD, PairedTokens
+from flowkit.features.metadata import TOKENS, data_file
 from flowkit.features.order import Schedule
 from flowkit.features.pairs import merge_pairs
 from flowkit.features.prefetch import prefetched
@@ -56,6 +57,10 @@ class Material:
     def tars(self) -> list[Path]:
         return [self.folder / f"{shard}.tar" for shard in range(SHARDS)]
 
+    def data_files(self) -> list[Path]:
+        stores = [data_file(store, TOKENS) for side in SHAPES for store in self.stores(side)]
+        return [*stores, *(path for side in SHAPES for path in self.raw(side)), *self.tars()]
+
     @property
     def pairs(self) -> Path:
         return self.folder / "pairs.parquet"
@@ -76,9 +81,12 @@ class Material:
             _write_tar(self.tars()[shard], tokens)
         merge_pairs(self.stores("source"), self.stores("target"), self.pairs)
 
-    def memmaps(self, side: str) -> list[np.memmap]:
-        shape = (PER_SHARD, *SHAPES[side])
-        return [np.memmap(path, np.float16, "r", shape=shape) for path in self.raw(side)]
+    def mapped(self) -> Mapped:
+        """The raw files, newly mapped."""
+        return {
+            side: [np.memmap(path, np.float16, "r", shape=(PER_SHARD, *shape)) for path in self.raw(side)]
+            for side, shape in SHAPES.items()
+        }
 
     def open(self) -> PairedTokens:
         return PairedTokens(self.pairs, self.stores("source"), self.stores("target"))
@@ -113,8 +121,12 @@ def _write_tar(path: Path, tokens: Mapping[str, NDArray[np.float16]]) -> None:
 
 
 def contenders_of(material: Material) -> dict[str, Callable[[], Batches]]:
-    """Name -> endless batches of 32 pairs in random order."""
-    pairs, files = material.open(), {side: material.memmaps(side) for side in SHAPES}
+    """Name -> endless batches of 32 pairs in random order.
+
+    The memmaps are the friendliest there are: their pages stay mapped from run to run, as those of a data set larger
+    than the memory do not.
+    """
+    pairs, files = material.open(), material.mapped()
     return {
         "memmap": lambda: memmap_fresh(files),
         "memmap ring": lambda: memmap_ring(files),
