@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from flowkit.errors import StoreError
+from flowkit.features.int8 import convert_store
 from flowkit.features.loader import BATCHES_AHEAD, Layout, PairedTokens, Step
 from flowkit.features.order import Shuffle, order
 from flowkit.features.pairs import merge_pairs
@@ -200,6 +201,21 @@ def test_readers_change_nothing(data: PairedTokens) -> None:
     alone = _kept(islice(data.batches(seed=9, batch_size=5), 7))
     for readers in (2, 7):
         assert _same(_kept(islice(data.batches(seed=9, batch_size=5, readers=readers), 7)), alone)
+
+
+def test_int8_stores_load_like_others(stores: Stores, tmp_path: Path) -> None:
+    pairs, sources, targets = stores
+    for path in sources:
+        convert_store(TokenStore(path), tmp_path / path.name)
+    converted = [tmp_path / path.name for path in sources]
+    data = PairedTokens(pairs, converted, targets, layout="patches")
+    for _, ids, source, _ in islice(data.batches(seed=4, batch_size=6, readers=3), 5):
+        rows = data.pairs.iloc[ids]
+        expected = [
+            TokenStore(converted[tar]).read_tokens([row])[0, 1:]
+            for tar, row in zip(rows["tar"], rows["source_row"], strict=True)
+        ]
+        np.testing.assert_array_equal(source.numpy(), expected)
 
 
 def test_closing_ends_all_threads(data: PairedTokens) -> None:
