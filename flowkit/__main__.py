@@ -23,7 +23,7 @@ from flowkit.errors import ConfigError, FlowkitError
 from flowkit.paths import Places
 from flowkit.progress import Progress, logger, set_up_logging
 from flowkit.results import key_figures
-from flowkit.runtime import end_with, set_threads
+from flowkit.runtime import allow_many_open_files, end_with, set_threads
 from flowkit.stages.fingerprint import code_of
 from flowkit.stages.session import Spec
 from flowkit.stages.specs import Plan
@@ -87,6 +87,7 @@ def _add_stage(stage: str, help_text: str) -> None:
         parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
     ) -> None:
         set_threads(threads)
+        allow_many_open_files()
         end_with(parent)
         if stage not in NETWORK_STAGES:
             os.environ["HF_HUB_OFFLINE"] = "1"

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flowkit.errors import StageError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 ORPHAN_EXIT_CODE = 113
+OPEN_FILES = 65_536
 HAS_PROC = Path("/proc/self/stat").is_file()  # Linux; elsewhere a reused process number cannot be told apart
 
 
@@ -27,6 +29,15 @@ def set_threads(threads: int) -> None:
     """Give every numeric library `threads` threads. Must run before torch or numpy is imported."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)
+
+
+def allow_many_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: stores of a thousand tars are read at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # some systems name a hard limit that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def threads() -> int:

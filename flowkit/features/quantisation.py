@@ -104,7 +104,3 @@ class QuantisedReader:
             self._steps.read_into([row], steps_1TD, [0], check=check)
             self._scales.read_into([row], scale_1T, [0], check=check)
             dequantise(steps_1TD[0], scale_1T[0], self._channels, out[slot])
-
-    def will_need(self, rows: Rows) -> None:
-        """Ask the system to fetch the records `rows` from disk in the background."""
-        self._steps.will_need(rows)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import resource
 import threading
 import weakref
 from collections import OrderedDict
@@ -29,7 +30,8 @@ from flowkit.errors import StoreError
 
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
-OPEN_FILES_LIMIT = 256
+OPEN_FILES_LIMIT = max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+"""A random order over a thousand tars has two thousand files in use; opening one takes a network file system long."""
 REMEDY = "delete this store and run the extraction of its tar again"
 
 HALF_LIMIT = 65504.0
@@ -152,12 +154,6 @@ class RecordReader:
                 raise StoreError(f"{self.path}: row {row} ends after {found} of {stride} bytes; {REMEDY}")
             if check and google_crc32c.value(record) != int.from_bytes(crc, "little"):
                 raise StoreError(f"{self.path}: row {row} does not match its checksum; {REMEDY}")
-
-    def will_need(self, rows: Rows) -> None:
-        """Ask the system to fetch the records `rows` from disk in the background."""
-        file, stride = _open_files.get(self._number, self.path), self.layout.stride
-        for row in map(int, rows):
-            os.posix_fadvise(file.descriptor, row * stride, stride, os.POSIX_FADV_WILLNEED)
 
     def check_index(self) -> None:
         """Raise `StoreError` unless the index at the end is the one that these records must have."""

@@ -150,10 +150,6 @@ class TokenStore:
         """
         self.array(name).read_into(rows, out, slots, check=check)
 
-    def will_need(self, name: str, rows: Rows) -> None:
-        """Ask the system to fetch these records from disk in the background; a hint, never an error."""
-        self.array(name).will_need(rows)
-
     def verify(self) -> int:
         """Check every record and index: the number of records, or `StoreError` on the first bad one."""
         for reader in self._records.values():

@@ -84,7 +84,7 @@ class TrainingStep:
         """Train on one batch; `first_index` is the place of its first image in the global batch."""
         statistics = self._statistics
         device = statistics.target_mean_TC.device
-        x_1_BTC = statistics.target.apply(target_BTC.to(device, torch.float32, non_blocking=True))
+        x_1_BTC = statistics.target.apply(target_BTC.to(device, non_blocking=True).float())
         draws = self._objective.draw(
             seed=self._seed,
             step=step,
@@ -93,7 +93,7 @@ class TrainingStep:
             noise=statistics.noise,
         )
         with autocast(self._precision, device):
-            source_BTE = statistics.source.apply(source_BTE.to(device, torch.float32, non_blocking=True))
+            source_BTE = statistics.source.apply(source_BTE.to(device, non_blocking=True).float())
             loss, parts = self._objective.loss(self._network, source_BTE, x_1_BTC, draws)
         for parameter in self._parameters:
             parameter.grad = None

@@ -111,7 +111,6 @@ def test_int8_store_reads_like_the_store_it_came_from(store: TokenStore, tmp_pat
     assert converted.rejects.equals(store.rejects)
     np.testing.assert_array_equal(converted.read_pooled(range(4)), store.read_pooled(range(4)))
     buffer = np.zeros((3, TOKENS, CHANNELS), np.float16)
-    converted.will_need("tokens", [2])
     converted.read_into("tokens", np.array([2, 0]), buffer, np.array([0, 2]))
     np.testing.assert_array_equal(buffer[[0, 2]], converted.read_tokens([2, 0]))
     assert not buffer[1].any()

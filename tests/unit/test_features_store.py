@@ -97,7 +97,6 @@ def test_reads_into_a_given_buffer(pristine: Path) -> None:
 def test_loader_fills_the_slots_it_names(pristine: Path) -> None:
     store = TokenStore(pristine)
     buffer = np.zeros((4, *store.record_shape("tokens")), np.float16)
-    store.will_need("tokens", [4, 2])
     store.read_into("tokens", [4, 2], buffer, np.array([3, 1]))
     np.testing.assert_array_equal(buffer[[3, 1]], [token_values(KEPT[4]), token_values(KEPT[2])])
     assert not buffer[[0, 2]].any()
