@@ -37,7 +37,7 @@ from flowkit.features.extraction import extract_tar
 from flowkit.shards.reader import Sample, list_samples, read_samples
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 90
-PHOTOGRAPHS, DISTINCT = 384, 32
+PHOTOGRAPHS, DISTINCT = 1024, 32
 VIT_IMAGES, VIT_BATCH, DEMO_BATCH, INPUT_BATCH = 16, 8, 64, 16
 VIT_PIXELS = PreprocessCfg(size=224)
 Row = dict[str, Any]

@@ -73,6 +73,7 @@ def killed_after(seconds: float, tar: Path, store: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_extraction_leaves_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "00000.tar")
     begin = time.monotonic()
