@@ -83,6 +83,14 @@ class Encoders(Section):
         False, description="Train the demo towers instead of using the ones that come with flowkit."
     )
 
+    @model_validator(mode="after")
+    def _target_reads_text(self) -> Encoders:
+        if self.target.name.startswith("eva_clip:"):
+            raise ValueError(
+                f"target={self.target.name} has no text tower, which captions and prompts need; take open_clip's"
+            )
+        return self
+
 
 class Model(Section):
     """The translation network."""

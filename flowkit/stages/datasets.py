@@ -14,7 +14,10 @@ from flowkit.progress import logger
 from flowkit.provenance import read_json, write_json
 from flowkit.shards.catalogue import choose_tars, list_tars
 from flowkit.shards.hub import HubTar, Listing, list_tars_of_hub
+from flowkit.shards.retries import Patience
 
+SHORT_PATIENCE = Patience(failures_in_a_row=4)
+"""Somebody waits for the answer at a terminal."""
 AnyDataset = DemoDataset | FolderDataset | HubDataset | CocoDataset
 
 
@@ -47,7 +50,7 @@ def listing_of(dataset: HubDataset, places: Places) -> Listing:
     file = places.listing(dataset.repository, dataset.revision)
     if file.is_file():
         return Listing.from_json(read_json(file))
-    listing = list_tars_of_hub(dataset.repository, dataset.revision)
+    listing = list_tars_of_hub(dataset.repository, dataset.revision, patience=SHORT_PATIENCE)
     write_json(file, listing.to_json())
     logger.info(
         "repository=%s revision=%s pinned=%s tars=%d listing=%s",

@@ -40,7 +40,7 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     files = _report_files() if stage == "report" else ()
     if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
         leave_out |= TOWER_TRAINING
-        if encoder_family(encoder["name"]) != "open_clip":
+        if encoder_family(encoder["name"]).startswith("demo-"):
             files = (f"encoders/assets/{encoder['name']}.safetensors",)
     choices = (values.get("objective", {}), values.get("model", {}))
     if not any(EARLIER in chosen.values() for chosen in choices):

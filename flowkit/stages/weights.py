@@ -44,7 +44,7 @@ def run(spec: Spec) -> None:
 
 def _commit(session: Session, made: Path, name: str, file: Path) -> None:
     is_here = file.is_relative_to(made)
-    write_json(made / LOCATION, str(file.relative_to(made) if is_here else file.resolve()))
+    write_json(made / LOCATION, str(file.relative_to(made) if is_here else file.absolute()))
     counts = {"encoder": name, "file": file.name, "sha256": _digest(file)}
     session.commit(counts, untracked=(LOCATION,), folder=made)
     logger.info("encoder=%s weights=%s sha256=%s", name, "here" if is_here else file, counts["sha256"])

@@ -77,6 +77,7 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
         ),
         ("encoders.decode=quick", "encoders.decode='quick'"),
         ("encoders.source_storage=int4", "encoders.source_storage='int4'"),
+        ("encoders.target.name=eva_clip:EVA-CLIP-8B", "target=eva_clip:EVA-CLIP-8B has no text tower"),
         ("encoders.source.name=eva_clip:EVA-CLIP-18B", "encoders.source.name='eva_clip:EVA-CLIP-18B'"),
     ],
 )
