@@ -37,8 +37,8 @@ from flowkit.features.extraction import extract_tar
 from flowkit.shards.reader import Sample, list_samples, read_samples
 
 WIDTH, HEIGHT, QUALITY = 640, 480, 90
-PHOTOGRAPHS, DISTINCT = 1024, 32
-VIT_IMAGES, VIT_BATCH, DEMO_BATCH, INPUT_BATCH = 16, 8, 64, 16
+PHOTOGRAPHS, DISTINCT = 384, 32
+VIT_IMAGES, VIT_BATCH, DEMO_BATCH, INPUT_BATCH = 8, 4, 64, 16
 VIT_PIXELS = PreprocessCfg(size=224)
 Row = dict[str, Any]
 Work = Callable[[], int]
@@ -202,17 +202,19 @@ def read_through(tar: Path, encoder: FrozenEncoder, count: int, decode: Any) -> 
 
 
 def measure(works: dict[str, Work], repeats: int) -> dict[str, list[Rate]]:
-    """Do every work once for nothing, then in turns."""
+    """Do every work once for nothing, then all of them there and back, so that a slow drift meets all alike."""
     for work in works.values():
         work()
     found: dict[str, list[Rate]] = {name: [] for name in works}
     for _ in range(repeats):
-        for name, work in works.items():
+        spent = {name: [0.0, 0.0, 0.0] for name in works}
+        for name in [*works, *reversed(works)]:
             cpu, wall = time.process_time(), time.perf_counter()
-            images = work()
-            found[name].append(
-                Rate(images / (time.process_time() - cpu), images / (time.perf_counter() - wall))
-            )
+            images = works[name]()
+            one = (images, time.process_time() - cpu, time.perf_counter() - wall)
+            spent[name] = [sum(pair) for pair in zip(spent[name], one, strict=True)]
+        for name, (images, cpu, wall) in spent.items():
+            found[name].append(Rate(images / cpu, images / wall))
     return found
 
 
