@@ -47,7 +47,8 @@ class Encoder(Section):
     """A frozen image encoder."""
 
     name: str = Field(
-        description="'demo-eva', 'demo-vit', 'open_clip:<model>/<pretrained tag or path>', 'eva_clip:EVA-CLIP-8B' or "
+        description="'demo-eva', 'demo-vit', 'open_clip:<model>/<tag>', 'open_clip:<model>/<tag>=<path>', "
+        "'open_clip:<model>/<path>' where all tags of the model were trained alike, 'eva_clip:EVA-CLIP-8B' or "
         "'eva_clip:EVA-CLIP-8B/<path>'."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
@@ -55,10 +56,10 @@ class Encoder(Section):
     @field_validator("name")
     @classmethod
     def _known_family(cls, name: str) -> str:
-        if re.fullmatch(r"demo-eva|demo-vit|open_clip:[\w.-]+/.+|eva_clip:EVA-CLIP-8B(/.+)?", name):
+        if re.fullmatch(r"demo-eva|demo-vit|open_clip:[\w.-]+/.+(?<!=)|eva_clip:EVA-CLIP-8B(/.+)?", name):
             return name
         raise ValueError(
-            "expected 'demo-eva', 'demo-vit', 'open_clip:<model>/<pretrained tag or path>', "
+            "expected 'demo-eva', 'demo-vit', 'open_clip:<model>/<tag>', 'open_clip:<model>/<tag>=<path>', "
             "'eva_clip:EVA-CLIP-8B' or 'eva_clip:EVA-CLIP-8B/<path>'"
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowkit.encoders.eva_clip import MODELS, EvaConfig, PublishedTower
+from flowkit.encoders.eva_names import MODELS, EvaConfig, PublishedTower
 from flowkit.encoders.weight_files import SHARD_INDEX
 from flowkit.encoders.weight_hub import HubWeights
 

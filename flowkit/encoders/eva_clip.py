@@ -8,7 +8,6 @@ or a folder of the hub's shards. In half precision the weights themselves are bf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,56 +17,14 @@ from open_clip.transform import PreprocessCfg
 from timm.models.eva import Eva
 from torch import nn
 
+from flowkit.encoders.eva_names import EvaConfig, named_tower
 from flowkit.encoders.eva_weights import load_eva_weights
 from flowkit.encoders.image_encoder import ImageEncoder, dtype_of, settle
 from flowkit.encoders.weight_files import weight_files
-from flowkit.encoders.weight_hub import Download, HubWeights, find_on_hub
 from flowkit.errors import EncoderError
 from flowkit.progress import logger
 
-FAMILY = "eva_clip"
 NORM_EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class EvaConfig:
-    """Sizes of a tower; the MLP is `mlp_ratio` times as wide as the tokens."""
-
-    image_pixels: int
-    patch_pixels: int
-    width: int
-    layers: int
-    heads: int
-    mlp_ratio: float
-    pooled_width: int
-
-
-@dataclass(frozen=True)
-class PublishedTower:
-    """A tower by its name: sizes, and where its weights are."""
-
-    config: EvaConfig
-    weights: HubWeights
-
-
-MODELS = {
-    "EVA-CLIP-8B": PublishedTower(
-        EvaConfig(
-            image_pixels=224,
-            patch_pixels=14,
-            width=4096,
-            layers=32,
-            heads=32,
-            mlp_ratio=5.0,
-            pooled_width=1280,
-        ),
-        HubWeights(
-            "BAAI/EVA-CLIP-8B",
-            ("EVA_CLIP_8B_psz14_s9B.pt",),
-            sha256="98ecbfc99d1f0fc872f662c0692f0d992c21c9910bfc3148174d5a050d46ff3e",
-        ),
-    )
-}
 
 
 class EvaClipEncoder(ImageEncoder):
@@ -145,7 +102,7 @@ def load_eva_clip(
 
     Raises `EncoderError` for an unknown model, missing or damaged files, and weights of another tower.
     """
-    published, path = _parsed(name)
+    published, path = named_tower(name)
     dtype = dtype_of(precision)
     if weights is None and path is None:
         raise EncoderError(
@@ -156,21 +113,3 @@ def load_eva_clip(
     left_out = load_eva_weights(tower, files, dtype=dtype, device=device)
     logger.info("encoder=%s files=%d dtype=%s left_out=%d", name, len(files), precision, left_out)
     return EvaClipEncoder(name, tower, device=device, compile=compile)
-
-
-def find_weights(name: str, download_to: Path | None, download: Download | None) -> Path:
-    """Return the path in the name, or the published .pt from the cache, else downloaded."""
-    published, path = _parsed(name)
-    if path is None:
-        return find_on_hub(published.weights, name, download_to, download)
-    weight_files(path)
-    return path
-
-
-def _parsed(name: str) -> tuple[PublishedTower, Path | None]:
-    model, _, path = name.removeprefix(f"{FAMILY}:").partition("/")
-    if model not in MODELS:
-        raise EncoderError(
-            f"eva_clip has no model {model!r} (encoder {name!r}); expected {', '.join(MODELS)}"
-        )
-    return MODELS[model], Path(path) if path else None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowkit.encoders.names import form_with_file
 from flowkit.errors import EncoderError
 from flowkit.provenance import file_digest
 
@@ -118,8 +119,7 @@ def _ask(wanted: HubWeights, encoder: str) -> tuple[str, RemoteWeights]:
 
 
 def _remedy(encoder: str) -> str:
-    model = encoder.partition("/")[0]
     return (
         "run the weights stage where there is internet (a login is needed where a repository is gated), or fetch "
-        f"the file by other means and name it: {model}/FILE"
+        f"the file by other means and name it: {form_with_file(encoder)}"
     )

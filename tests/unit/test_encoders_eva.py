@@ -24,8 +24,10 @@ from encoders_material import (
 
 from flowkit.encoders import eva_clip
 from flowkit.encoders.eva_clip import EvaClipEncoder, build_eva
+from flowkit.encoders.eva_names import MODELS
 from flowkit.encoders.head import apply_head
-from flowkit.encoders.registry import find_weights, load_encoder, weight_files
+from flowkit.encoders.registry import load_encoder
+from flowkit.encoders.weight_registry import find_weights, weight_files
 from flowkit.errors import EncoderError
 
 NAME = f"eva_clip:{TINY_EVA_MODEL}"
@@ -97,7 +99,7 @@ def test_both_layouts_equal_the_forward_pass_written_here(tmp_path: Path, pixels
 
 def test_published_sizes_are_those_of_the_8b_tower() -> None:
     """On the meta device; 7,526,088,704 parameters stand in the tower's model card."""
-    tower = build_eva(eva_clip.MODELS["EVA-CLIP-8B"].config)
+    tower = build_eva(MODELS["EVA-CLIP-8B"].config)
     assert sum(one.numel() for one in tower.parameters()) == 7_526_088_704
     assert {one.device.type for one in tower.parameters()} == {"meta"}
     assert not list(tower.buffers()), "a buffer would stay without a value"
@@ -282,6 +284,7 @@ MEASURE = """
 import sys, threading, time, torch
 from pathlib import Path
 from flowkit.encoders.eva_clip import EvaConfig, build_eva
+from flowkit.encoders.eva_names import MODELS
 from flowkit.encoders.eva_weights import load_eva_weights
 config = EvaConfig(image_pixels=28, patch_pixels=14, width=1024, layers=6, heads=8, mlp_ratio=5.0, pooled_width=64)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flowkit.encoders.open_clip_encoder import OpenClipEncoder
-from flowkit.encoders.registry import FAMILY_MODULES, encoder_family, load_encoder
+from flowkit.encoders.open_clip_names import named_weights
+from flowkit.encoders.registry import load_encoder
 from flowkit.errors import EncoderError
 
 CONFIG = {
@@ -39,21 +40,11 @@ def _encoder(model: open_clip.CLIP, **settings: str) -> OpenClipEncoder:
     )
 
 
-def test_families_of_names() -> None:
-    assert encoder_family("demo-vit") == "demo-vit"
-    assert encoder_family("open_clip:ViT-L-14-quickgelu/openai") == "open_clip"
-    assert (
-        encoder_family("eva_clip:EVA-CLIP-8B") == encoder_family("eva_clip:EVA-CLIP-8B/a/b.pt") == "eva_clip"
-    )
-    for module in FAMILY_MODULES.values():
-        assert Path(*module.split(".")).with_suffix(".py").as_posix().startswith("flowkit/encoders/")
-
-
 @pytest.mark.parametrize(
     "name", ["demo-resnet", "", "open_clip", "eva_clip", "demo-vit:x", "ViT-L-14/openai"]
 )
 def test_unknown_name_lists_the_known(name: str) -> None:
-    with pytest.raises(EncoderError, match="expected demo-eva, demo-vit, open_clip:MODEL/TAG or eva_clip"):
+    with pytest.raises(EncoderError, match="expected demo-eva, demo-vit, open_clip:MODEL/TAG, open_clip"):
         load_encoder(name)
 
 
@@ -73,9 +64,73 @@ def test_other_gelu_is_an_error_not_a_warning() -> None:
         load_encoder("open_clip:ViT-L-14/openai", Path("anything"))
 
 
-def test_missing_weights_are_named() -> None:
+def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").write_text("a file with the name of a tag is not its weights")
+    with pytest.raises(
+        EncoderError, match=r"are not named; fetch them first, or name .*quickgelu/openai=FILE"
+    ):
+        load_encoder("open_clip:ViT-L-14-quickgelu/openai")
     with pytest.raises(EncoderError, match=r"weights file nowhere\.pt .* does not exist; fetch it first"):
         load_encoder("open_clip:ViT-L-14-quickgelu/openai", Path("nowhere.pt"))
+
+
+def test_a_file_alone_does_not_tell_how_it_was_trained() -> None:
+    """The file of openai has QuickGELU, that of laion2b_s32b_b82k another mean and std, others neither."""
+    with pytest.raises(
+        EncoderError,
+        match=r"tags of ViT-L-14 differ in mean, std, quick_gelu, .* open_clip:ViT-L-14/TAG=x/ViT-L-14-openai\.pt "
+        r"\(TAG: openai, laion400m_e31, ",
+    ):
+        load_encoder("open_clip:ViT-L-14/x/ViT-L-14-openai.pt", Path("anything"))
+    with pytest.raises(EncoderError, match="differ in resize_mode, so"):
+        load_encoder("open_clip:ViT-H-14-quickgelu/x.pt", Path("anything"))
+
+
+def test_a_tag_with_a_file_has_the_checks_and_settings_of_the_tag() -> None:
+    with pytest.raises(EncoderError, match=r"trained with QuickGELU, the model has GELU"):
+        load_encoder("open_clip:ViT-L-14/openai=x.pt", Path("anything"))
+    with pytest.raises(EncoderError, match=r"'opneai' is neither a tag of ViT-L-14"):
+        load_encoder("open_clip:ViT-L-14/opneai=x.pt", Path("anything"))
+    named = named_weights("open_clip:ViT-L-14/laion2b_s32b_b82k=a/x.pt")
+    assert named.path == Path("a/x.pt")
+    assert named.settings["mean"] == named.settings["std"] == (0.5, 0.5, 0.5)
+
+
+def test_a_file_alone_has_what_all_tags_share() -> None:
+    """Not open_clip's defaults, which are those of OpenAI's weights."""
+    assert named_weights("open_clip:ViT-B-16-SigLIP/x.safetensors").settings["mean"] == (0.5, 0.5, 0.5)
+    assert named_weights("open_clip:ViT-L-14-quickgelu/x.pt").settings["quick_gelu"]
+
+
+GREY = {
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+
+
+def test_the_bytes_of_a_file_are_read_with_the_settings_of_the_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flowkit-tagged.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(tmp_path)
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, "flowkit-tagged", {"plain": {"url": "x"}, "grey": GREY}
+    )
+    model = _model()
+    file = tmp_path / "mine.safetensors"
+    save_file(model.state_dict(), file)
+    encoder = load_encoder(f"open_clip:flowkit-tagged/grey={file}")
+    assert {key: encoder.preprocessing[key] for key in GREY} == json.loads(json.dumps(GREY))
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder.encode(pixels)[1], _encoder(model).encode(pixels)[1])
+    with pytest.raises(EncoderError, match=r"differ in mean, std, interpolation, resize_mode, so"):
+        load_encoder(f"open_clip:flowkit-tagged/{file}")
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "flowkit-tagged", {"grey": GREY, "gray": GREY})
+    alone = load_encoder(f"open_clip:flowkit-tagged/{file}")
+    assert alone.preprocessing == encoder.preprocessing
 
 
 def test_foreign_weights_are_an_error(tmp_path: Path) -> None:

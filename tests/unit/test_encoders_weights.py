@@ -11,9 +11,9 @@ from encoders_material import TINY_EVA_HUB, TINY_EVA_MODEL, register_tiny_eva
 from huggingface_hub import constants, hf_hub_download
 from web_server import Fault, WebServer
 
-from flowkit.encoders.eva_clip import MODELS, PublishedTower
-from flowkit.encoders.registry import RemoteWeights, find_weights
+from flowkit.encoders.eva_names import MODELS, PublishedTower
 from flowkit.encoders.weight_hub import HubWeights
+from flowkit.encoders.weight_registry import RemoteWeights, find_weights
 from flowkit.errors import EncoderError
 from flowkit.provenance import file_digest
 from flowkit.shards.remote import RemoteFile, download
@@ -71,7 +71,8 @@ def test_open_clip_tags_take_the_safe_format_first(web: WebServer, tmp_path: Pat
     assert file.read_bytes() == FILE
     web.commit(OPENAI_REPOSITORY, {"README.md": b""}, kind="models")
     with pytest.raises(
-        EncoderError, match=r"has none of open_clip_model\.safetensors, .* on the hub; .*/FILE"
+        EncoderError,
+        match=rf"has none of open_clip_model\.safetensors, .* on the hub; .* name it: {OPENAI}=FILE",
     ):
         find_weights(OPENAI, tmp_path / "made", download=_download)
 
@@ -132,9 +133,14 @@ def test_offline_nothing_is_asked(web: WebServer, tmp_path: Path, monkeypatch: p
 
 def test_paths_and_demo_towers_need_no_network(tmp_path: Path) -> None:
     file = tmp_path / "mine.pt"
-    with pytest.raises(EncoderError, match=r"weights file .*mine\.pt .* does not exist; correct the path"):
-        find_weights(f"open_clip:ViT-B-32/{file}")
+    names = (f"open_clip:ViT-B-32/laion2b_e16={file}", f"open_clip:ViT-B-32-256/{file}")
+    for name in names:
+        with pytest.raises(
+            EncoderError, match=r"weights file .*mine\.pt .* does not exist; correct the path"
+        ):
+            find_weights(name)
     file.write_bytes(FILE)
-    assert find_weights(f"open_clip:ViT-B-32/{file}") == file
+    for name in names:
+        assert find_weights(name) == file
     for name in ("demo-eva", "demo-vit"):
         assert find_weights(name).stat().st_size > 100_000
