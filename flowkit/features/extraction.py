@@ -9,17 +9,16 @@ ahead of the model and records are written behind it, each in threads of their o
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowkit.encoders.contract import FrozenEncoder
-from flowkit.errors import ShardError
 from flowkit.features.decoding import DecodedBatch, decoded_batches
+from flowkit.features.origin import CheckedTar
 from flowkit.features.staging import WriteBehind
 from flowkit.features.writer import Counts, TokenStoreWriter
-from flowkit.shards.catalogue import TarDescription, describe_tar
+from flowkit.shards.catalogue import TarDescription
 from flowkit.shards.reader import list_samples
 
 if TYPE_CHECKING:
@@ -43,46 +42,48 @@ def extract_tar(
     """Write the complete store of `tar` into `work_dir`, going on from what a killed attempt left there.
 
     `attributes` are what only the caller knows, such as the digest of the weights; encoder, preprocessing, batch size
-    and source tar are added here. `source` is what the caller's list of tars says of this one: it is checked while
-    the model works instead of read beforehand. `begin` is called once with the numbers of members that are done and
-    of all, `progress` with the number of members just written. `limit` takes only the first members of the tar;
-    `decode` is "exact" (PIL, as open_clip) or "fast". Raises `ShardError` for a damaged or exchanged tar and
-    `StoreError` if `work_dir` holds other work or the disk is full; a damaged sample is counted.
+    and source tar are added here. `source` is what the caller's list of tars says of this one: it is checked while the
+    model works instead of read beforehand, and nothing is kept that came of another one. `begin` is called once with
+    the numbers of members that are done and of all, `progress` with the number of members just written. `limit` takes
+    only the first members of the tar; `decode` is "exact" (PIL, as open_clip) or "fast". Raises `ShardError` for a
+    damaged or exchanged tar and `StoreError` if `work_dir` holds other work or the disk is full; a damaged sample is
+    counted.
     """
     for name, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
+    checked = CheckedTar(tar, source)
     listing = list_samples(tar)
     stop = len(listing) if limit is None else min(limit, len(listing))
-    with ThreadPoolExecutor(1, "digest") as pool:
-        found = pool.submit(describe_tar, tar)
-        with TokenStoreWriter(
-            work_dir,
-            token_shape=(encoder.token_count, encoder.token_width),
-            pooled_width=encoder.pooled_width,
-            attributes={
-                "source": dict(source or found.result()),
-                **attributes,
-                **encoder_attributes(encoder, decode),
-                "batch_size": batch_size,
-                "limit": limit,
-            },
-        ) as writer:
-            if begin is not None:
-                begin(writer.next_index, stop)
-            if not writer.finished:
-                batches = decoded_batches(
-                    listing,
-                    encoder,
-                    start=writer.next_index,
-                    stop=stop,
-                    batch_size=batch_size,
-                    decode=decode,
-                    threads=decode_threads,
-                )
-                _write(batches, WriteBehind(writer, encoder, batch_size, progress))
-                _demand_same(tar, source, found.result())
-            return writer.finish()
+    writer = TokenStoreWriter(
+        work_dir,
+        token_shape=(encoder.token_count, encoder.token_width),
+        pooled_width=encoder.pooled_width,
+        attributes={
+            "source": dict(checked.description),
+            **attributes,
+            **encoder_attributes(encoder, decode),
+            "batch_size": batch_size,
+            "limit": limit,
+        },
+    )
+    with writer, checked:
+        if not writer.finished:
+            checked.begin(writer)
+        if begin is not None:
+            begin(writer.next_index, stop)
+        if not writer.finished:
+            batches = decoded_batches(
+                listing,
+                encoder,
+                start=writer.next_index,
+                stop=stop,
+                batch_size=batch_size,
+                decode=decode,
+                threads=decode_threads,
+            )
+            _write(batches, WriteBehind(writer, encoder, batch_size, progress), checked, writer)
+        return writer.finish()
 
 
 def encoder_attributes(encoder: FrozenEncoder, decode: Decoder = "exact") -> dict[str, Any]:
@@ -98,16 +99,16 @@ def encoder_attributes(encoder: FrozenEncoder, decode: Decoder = "exact") -> dic
     }
 
 
-def _write(batches: Generator[DecodedBatch, None, None], writes: WriteBehind) -> None:
+def _write(
+    batches: Generator[DecodedBatch, None, None],
+    writes: WriteBehind,
+    checked: CheckedTar,
+    writer: TokenStoreWriter,
+) -> None:
     with closing(batches), writes:
         for batch in batches:
+            if not checked.is_sound(writer):
+                break
             writes.add(batch)
         writes.drain()
-
-
-def _demand_same(tar: Path, listed: TarDescription | None, found: TarDescription) -> None:
-    if listed is not None and listed != found:
-        raise ShardError(
-            f"{tar} has {found['bytes']} bytes and SHA-256 {found['sha256']}, its list says {listed['bytes']} and "
-            f"{listed['sha256']}; fetch it again, or list the data set again"
-        )
+    checked.finish(writer)

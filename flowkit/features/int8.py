@@ -78,7 +78,8 @@ def convert_store(store: TokenStore, work: Path, *, progress: Progress | None = 
         "storage": "int8",
         "source": {**store.attributes.get("source", {}), "converted_from": store.digest()},
     }
-    work.mkdir(parents=True, exist_ok=True)
+    with disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
     with closing(Journal(work / JOURNAL_FILE)) as lock, disk_errors(work):
         if not (work / DOCUMENT).exists():
             _write(store, work, attributes)

@@ -27,8 +27,9 @@ class RecordStream:
 
     def __init__(self, path: Path, layout: RecordLayout, count: int = 0) -> None:
         self.path, self.layout, self.count = path, layout, count
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        cut_back(self._descriptor, count * layout.stride)
+        with disk_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self.cut(count)
 
     def append(self, records: Iterable[NDArray[Any]], checksums: Sequence[bytes]) -> int:
         """Write records of the layout's shape and type, C-contiguous, with `checksum_of` each; bytes written."""
@@ -36,6 +37,12 @@ class RecordStream:
         self._write(buffers)
         self.count += len(checksums)
         return len(checksums) * self.layout.stride
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` records."""
+        with disk_errors(self.path):
+            cut_back(self._descriptor, count * self.layout.stride)
+        self.count = count
 
     def finish(self) -> None:
         """Write the index, force everything to disk and close; a file without records is removed."""

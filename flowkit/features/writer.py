@@ -68,8 +68,9 @@ class TokenStoreWriter:
 
     `token_shape` is (tokens, channels); `pooled_width` None leaves out the pooled embeddings. `attributes`
     (JSON values, no time, host or job id) go into the group beside the counts. `restart` throws away what an
-    earlier writer left. Raises `StoreError` if the folder holds a store of other shapes or attributes, or
-    another writer is at work on it.
+    earlier writer left. `origin`, to be set where it may turn out to be the wrong thing, is what the next batches are
+    read from (origin.py); the store does not tell. Raises `StoreError` if the folder holds a store of other shapes or
+    attributes, or another writer is at work on it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class TokenStoreWriter:
         self._streams: dict[str, RecordStream] = {}
         self._buffers: dict[tuple[str, int], HalfArray] = {}
         self._unsynced, self._failed, self.finished = 0, False, False
+        self.origin: str | None = None
         with ExitStack() as stack:
             self._open(stack, restart=restart)
             self._files = stack.pop_all()
@@ -106,6 +108,24 @@ class TokenStoreWriter:
             return self._finished_counts
         batches = self._journal.batches
         return Counts(sum(len(b.samples) for b in batches), sum(len(b.rejects) for b in batches))
+
+    @property
+    def verified_origins(self) -> frozenset[str]:
+        """The origins that `verify_origin` was called for, by this writer or an earlier one."""
+        return frozenset() if self.finished else frozenset(self._journal.verified)
+
+    def verify_origin(self, origin: str) -> None:
+        """Note that `origin` is the right thing to read from; safe while another thread appends."""
+        self._journal.add_verified(origin)
+
+    def drop_unverified(self) -> None:
+        """Take back all batches from the first one whose origin is not known to be right."""
+        batches, verified = self._journal.batches, self._journal.verified
+        kept = next((n for n, batch in enumerate(batches) if batch.origin not in verified), len(batches))
+        with self._all_or_nothing():
+            self._journal.keep(kept)
+            for stream in self._streams.values():
+                stream.cut(self.counts.samples)
 
     def append(
         self,
@@ -130,7 +150,7 @@ class TokenStoreWriter:
             batch = self._encode(values, rows, reasons)
             refused = (RejectRow(rows[n].index, rows[n].key, batch.refused[n]) for n in sorted(batch.refused))
             kept = (row for number, row in enumerate(rows) if number not in batch.refused)
-            self._journal.append(Batch(next_index, tuple(kept), (*rejects, *refused)))
+            self._journal.append(Batch(next_index, tuple(kept), (*rejects, *refused), self.origin))
             for name, stream in self._streams.items():
                 self._unsynced += stream.append(batch.records[name], batch.checksums[name])
             self._sync_now_and_then()
@@ -185,7 +205,8 @@ class TokenStoreWriter:
         if begun and not restart and not journal.exists():
             self._adopt()
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(journal)
         stack.callback(self._journal.close)
         if restart and begun:
@@ -219,8 +240,9 @@ class TokenStoreWriter:
         self._demand_same(self._journal.header)
         known = sum(len(batch.samples) for batch in self._journal.batches)
         paths = {name: data_file(self.path, name) for name in self._layouts}
-        for path in paths.values():
-            path.parent.mkdir(exist_ok=True)
+        with disk_errors(self.path):
+            for path in paths.values():
+                path.parent.mkdir(exist_ok=True)
         self._journal.cut(
             min(layout.count_valid(paths[name], known) for name, layout in self._layouts.items())
         )
