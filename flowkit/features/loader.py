@@ -28,12 +28,15 @@ from flowkit.features.pairs import read_pairs
 from flowkit.features.prefetch import prefetched
 from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
+from flowkit.progress import logger
 
 Layout = Literal["cls_patches", "patches", "pooled"]
 Numbers = NDArray[np.integer]
 Step = tuple[int, Ids, Tensor, Tensor]
 
 BATCHES_AHEAD = 3
+DECODER_VERSION = "version"
+"""What `preprocessing` of a store calls the version of the library that decoded its images."""
 
 
 class PairedTokens:
@@ -208,13 +211,13 @@ class _Side:
 
 
 def _demand_one_encoder(stores: Sequence[TokenStore]) -> None:
-    """Raise `StoreError` unless all stores are alike in everything but their tar and its counts."""
+    """Raise `StoreError` unless all stores are alike in everything but their tar and its counts.
+
+    A decoder of another version is logged, once: the library was upgraded between two extractions.
+    """
     if not stores:
         raise StoreError("no feature stores were given, expected at least one; extract a shard first")
-    kinds = [
-        {name: value for name, value in store.attributes.items() if name not in ("source", "counts")}
-        for store in stores
-    ]
+    kinds = [_kind(store) for store in stores]
     for store, kind in zip(stores, kinds, strict=True):
         names = [name for name in sorted({*kind, *kinds[0]}) if kind.get(name) != kinds[0].get(name)]
         if names:
@@ -222,3 +225,27 @@ def _demand_one_encoder(stores: Sequence[TokenStore]) -> None:
                 f"{store.path} has {names[0]} = {kind.get(names[0])!r}, {stores[0].path} has "
                 f"{kinds[0].get(names[0])!r}; extract both with the same settings"
             )
+    others = [store for store in stores if _decoder_version(store) != _decoder_version(stores[0])]
+    if others:
+        logger.warning(
+            "%d of %d stores were decoded by version %s and not %s, for instance %s; their tokens may differ slightly",
+            len(others),
+            len(stores),
+            _decoder_version(others[0]),
+            _decoder_version(stores[0]),
+            others[0].path,
+        )
+
+
+def _kind(store: TokenStore) -> dict[str, object]:
+    """The attributes that stores of one side share."""
+    kind = {name: value for name, value in store.attributes.items() if name not in ("source", "counts")}
+    if "preprocessing" in kind:
+        kind["preprocessing"] = {
+            name: value for name, value in kind["preprocessing"].items() if name != DECODER_VERSION
+        }
+    return kind
+
+
+def _decoder_version(store: TokenStore) -> object:
+    return store.attributes.get("preprocessing", {}).get(DECODER_VERSION)

@@ -10,6 +10,7 @@ Nothing here knows Zarr metadata; stream.py writes such files.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -32,6 +33,8 @@ CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 OPEN_FILES_LIMIT = max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 """A random order over a thousand tars has two thousand files in use; opening one takes a network file system long."""
+DIGEST_OF_CHECKSUMS = "crc32c:"
+"""How a digest begins that was made of the checksums of the records, so that nobody takes it for one of the bytes."""
 REMEDY = "delete this store and run the extraction of its tar again"
 
 HALF_LIMIT = 65504.0
@@ -171,6 +174,16 @@ class RecordReader:
         descriptor, stride = _open_files.get(self._number, self.path).descriptor, self.layout.stride
         start = self.layout.record_bytes
         return b"".join(os.pread(descriptor, CRC_BYTES, start + row * stride) for row in range(self.count))
+
+    def digest(self) -> str:
+        """`DIGEST_OF_CHECKSUMS` and the SHA-256 of the size, all stored checksums and the index; reads no record."""
+        if not self.count:
+            raise StoreError(f"{self.path} holds no records, so there is no such file; {REMEDY}")
+        descriptor = _open_files.get(self._number, self.path).descriptor
+        size = os.fstat(descriptor).st_size
+        index = os.pread(descriptor, size, self.count * self.layout.stride)
+        content = hashlib.sha256(b"%d\n" % size + self.checksums() + index)
+        return DIGEST_OF_CHECKSUMS + content.hexdigest()
 
 
 class _OpenFile:

@@ -31,6 +31,7 @@ from flowkit.features.metadata import (
     TOKENS_SCALE,
     array_document,
     data_file,
+    file_sha256,
     read_document,
     read_group,
 )
@@ -176,6 +177,22 @@ class TokenStore:
         for name in sorted(self._records):
             digest.update(self._records[name].checksums())
         return digest.hexdigest()
+
+    def file_digests(self) -> dict[str, str]:
+        """A digest of every file of the store, by its name; reads no tensor data.
+
+        SHA-256 of small files; that of a record file begins with "crc32c:" and follows from the checksums of its
+        records (`RecordReader.digest`): `verify` proves that the records fit them.
+        """
+        records = {
+            reader.path.relative_to(self.path).as_posix(): reader
+            for reader in self._records.values()
+            if reader.count
+        }
+        return {
+            name: records[name].digest() if name in records else file_sha256(self.path / name)
+            for name in self.files()
+        }
 
     def as_zarr(self) -> zarr.Group:
         """The same store through zarr-python, read only: slow, for checks and for other tools."""

@@ -4,25 +4,26 @@
     members seen once, all halves finite, digests of source and weights; and, in a result folder, the files
     that its manifest names
 
-Opening a store (store.py) already refuses most damage; this reads every byte once more. The first fault is a
-`StoreError` that names the file.
+A result whose files are gone is damaged, unless they were deleted after their conversion to int8. Opening a store
+(store.py) already refuses most damage; this reads every byte once more. The first fault of a store is a `StoreError`
+that names the file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from flowkit.errors import StoreError
 from flowkit.features import tables
 from flowkit.features.metadata import DOCUMENT, file_sha256, read_document
-from flowkit.features.records import REMEDY
+from flowkit.features.records import DIGEST_OF_CHECKSUMS, REMEDY
 from flowkit.features.store import TokenStore
-from flowkit.paths import MANIFEST
+from flowkit.paths import MANIFEST, converted
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -39,21 +40,44 @@ class VerifyResult:
     digest: str
 
 
-def find_stores(paths: Iterable[Path]) -> list[Path]:
-    """The stores, and result folders whose content is a store, at or below `paths`, in name order.
+@dataclass(frozen=True)
+class FoundStores:
+    """What `verify_store` takes, and the results whose files were deleted because there is an int8 form of them."""
+
+    stores: list[Path]
+    deleted: list[Path]
+
+
+def find_stores(paths: Iterable[Path]) -> FoundStores:
+    """The stores, and result folders whose manifest names one, at or below `paths`, in name order.
 
     Raises `StoreError` if there is none at or below one of them. Generations of a result that its manifest does not
     name, and partial work, are left out.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, bool] = {}
     for path in paths:
-        stores = _stores_below(path)
-        if not stores:
+        folders = _stores_below(path)
+        if not folders:
             raise StoreError(
                 f"{path} holds no token store at any depth; check the path, or extract a tar first"
             )
-        found |= dict.fromkeys(stores)
-    return list(found)
+        found |= {folder: _is_deleted_after_conversion(folder) for folder in folders}
+    return FoundStores(
+        [folder for folder, is_deleted in found.items() if not is_deleted],
+        [folder for folder, is_deleted in found.items() if is_deleted],
+    )
+
+
+def verify_stores(folders: Iterable[Path]) -> Iterator[tuple[Path, VerifyResult | StoreError]]:
+    """Check one store after the other, whatever is wrong with those before."""
+    for folder in folders:
+        try:
+            yield folder, verify_store(folder)
+        except StoreError as error:
+            yield folder, error
+        except OSError as error:
+            what = f"{error.filename or folder} cannot be read ({error.strerror})"
+            yield folder, StoreError(f"{what}; see to its disk and its rights, then verify again")
 
 
 def verify_store(folder: Path) -> VerifyResult:
@@ -62,13 +86,15 @@ def verify_store(folder: Path) -> VerifyResult:
     Raises `StoreError` on the first thing that is wrong.
     """
     path = folder if (folder / DOCUMENT).exists() else _content_of(folder)
+    if path != folder:
+        _check_presence(folder, path)
     store = TokenStore(path)
     _check_files(store)
     _check_tables(store)
     _check_origin(store)
     records = store.verify()
     if path != folder:
-        _check_manifest(folder, path)
+        _check_manifest(folder, store)
     return VerifyResult(
         path=path,
         encoder=str(store.attributes.get("encoder", "-")),
@@ -83,15 +109,49 @@ def _stores_below(path: Path) -> list[Path]:
     if (path / DOCUMENT).exists():
         return [path]
     if (path / MANIFEST).exists():
-        content = _content_of(path)
-        return [path] if (content / DOCUMENT).exists() else _stores_below(content)
+        try:
+            content, listed = _content_of(path), _listed(path)
+        except StoreError:
+            return [path]  # nobody can say what it was; `verify_store` names the manifest
+        inside = _folders_of_stores(listed)
+        if "." in inside or (content / DOCUMENT).exists():
+            return [path]
+        return [content / name for name in inside] or _stores_below(content)
     folders = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     return [store for child in folders for store in _stores_below(child)]
 
 
 def _content_of(folder: Path) -> Path:
-    document = read_document(folder / MANIFEST, f"{folder} is neither a store nor a result; check the path")
-    return folder / str(document.get("content"))
+    nothing = f"{folder} has no {DOCUMENT} either: neither a store nor a result; check the path"
+    return folder / str(read_document(folder / MANIFEST, nothing).get("content"))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """File -> digest, as the manifest of a result names them."""
+    files = read_document(folder / MANIFEST, REMEDY).get("files", {})
+    if not isinstance(files, dict):
+        raise StoreError(f"{folder / MANIFEST}: files is no object; {REMEDY}")
+    return {name: str(digest) for name, digest in files.items()}
+
+
+def _folders_of_stores(listed: Iterable[str]) -> list[str]:
+    """The topmost folders with a group document; "." is the result itself. Those below them are arrays."""
+    folders = {PurePosixPath(name).parent for name in listed if PurePosixPath(name).name == DOCUMENT}
+    return sorted(str(folder) for folder in folders if not folders.intersection(folder.parents))
+
+
+def _is_deleted_after_conversion(folder: Path) -> bool:
+    """True for a result without files whose tar has a result among the encoder's int8 stores."""
+    if not (folder / MANIFEST).exists() or (folder / DOCUMENT).exists():
+        return False
+    twin = folder.parent.with_name(converted(folder.parent.name)) / folder.name
+    if not (twin / MANIFEST).exists():
+        return False
+    try:
+        content = _content_of(folder)
+    except StoreError:
+        return False
+    return not any(path.is_file() for path in content.rglob("*"))
 
 
 def _check_files(store: TokenStore) -> None:
@@ -134,14 +194,21 @@ def _check_origin(store: TokenStore) -> None:
             )
 
 
-def _check_manifest(folder: Path, content: Path) -> None:
-    """The files are those whose digests the result's manifest holds."""
-    listed = read_document(folder / MANIFEST, REMEDY).get("files", {})
-    found = {path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file()}
-    for name in sorted(found.symmetric_difference(listed)):
-        raise StoreError(f"{content / name} is not both there and in {folder / MANIFEST}; {REMEDY}")
+def _check_presence(folder: Path, content: Path) -> None:
+    """Every file that the result's manifest names is there; the group document is named first."""
+    for name in sorted(_listed(folder), key=lambda name: (name != DOCUMENT, name)):
+        if not (content / name).is_file():
+            raise StoreError(f"{content / name} is missing, though {folder / MANIFEST} names it; {REMEDY}")
+
+
+def _check_manifest(folder: Path, store: TokenStore) -> None:
+    """The files are those whose digests the result's manifest holds; all their records were checked before."""
+    listed, cheap = _listed(folder), store.file_digests()
+    for name in sorted(set(cheap).symmetric_difference(listed)):
+        raise StoreError(f"{store.path / name} is not both there and in {folder / MANIFEST}; {REMEDY}")
     for name, digest in listed.items():
-        if file_sha256(content / name) != digest:
+        is_cheap = digest.startswith(DIGEST_OF_CHECKSUMS)
+        if digest != (cheap[name] if is_cheap else file_sha256(store.path / name)):
             raise StoreError(
-                f"{content / name} does not have the digest that {folder / MANIFEST} names; {REMEDY}"
+                f"{store.path / name} does not have the digest that {folder / MANIFEST} names; {REMEDY}"
             )

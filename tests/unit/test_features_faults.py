@@ -1,11 +1,12 @@
 """Token stores under fault: full disks, flipped bits, two writers, foreign and missing files.
 
-As a program it fills disks: `test_features_faults.py limit|mount FOLDER` writes the same store under ever more room,
-each time until it fails and then with room enough, and prints what it saw as JSON.
+As a program it fills disks: `test_features_faults.py limit|mount|inodes FOLDER` writes the same store under ever more
+room, each time until it fails and then with room enough, and prints what it saw as JSON.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from features_material import ATTRIBUTES, BATCH, files_of, is_rejected, open_wri
 from flowkit.errors import StoreError
 from flowkit.features.int8 import convert_store
 from flowkit.features.store import TokenStore
-from flowkit.features.verify import find_stores, verify_store
+from flowkit.features.verify import verify_store
 from flowkit.features.writer import TokenStoreWriter
 
 BATCHES = 5
@@ -41,48 +44,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store_path(pristine: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(pristine, tmp_path / "00000"))
-
-
-def as_result(store: Path, folder: Path) -> Path:
-    """The result folder that a stage makes of a store."""
-    folder.mkdir()
-    shutil.copytree(store, folder / "abc123")
-    document = {"schema": 1, "stage": "extract", "content": "abc123", "files": files_of(store), "counts": {}}
-    (folder / "manifest.json").write_text(json.dumps(document))
-    return folder
-
-
-# Verification
-
-
-def test_whole_store_is_verified(pristine: Path, tmp_path: Path) -> None:
-    result = verify_store(pristine)
-    assert (result.encoder, result.samples, result.rejects, result.records) == ("toy", KEPT, 3, 2 * KEPT)
-    assert verify_store(as_result(pristine, tmp_path / "result")).digest == result.digest
-    convert_store(TokenStore(pristine), tmp_path / "int8")
-    assert verify_store(tmp_path / "int8").records == 3 * KEPT + 2
-
-
-def test_sampled_tokens_need_no_origin(tmp_path: Path) -> None:
-    verify_store(write_batches(tmp_path / "samples", 1, source={"name": "-"}))
-
-
-def test_stores_are_found_at_any_depth_and_old_generations_left_out(pristine: Path, tmp_path: Path) -> None:
-    result = as_result(pristine, tmp_path / "result")
-    shutil.copytree(pristine, result / "oldgeneration")
-    open_writer(result / "state" / "work").close()
-    samples = tmp_path / "samples"
-    shutil.copytree(pristine, samples / "def456" / "heun-50")
-    (samples / "manifest.json").write_text(json.dumps({"content": "def456"}))
-    shutil.copytree(pristine, tmp_path / "deep" / "er" / "store")
-    assert find_stores([tmp_path, result]) == [
-        tmp_path / "deep/er/store",
-        result,
-        samples / "def456/heun-50",
-    ]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="empty holds no token store at any depth"):
-        find_stores([result, tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -154,66 +115,6 @@ def test_store_of_another_version_or_encoder_is_refused(
         TokenStore(tmp_path / "new", encoder="demo-eva")
 
 
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"weights_sha256": None}, r"zarr\.json: weights_sha256 is None, expected 64 hexadecimal digits"),
-        ({"source": ATTRIBUTES["source"]}, r"zarr\.json: source\.sha256 is 'ab'"),
-    ],
-)
-def test_store_of_unknown_origin_is_no_whole_store(
-    tmp_path: Path, attributes: dict[str, object], message: str
-) -> None:
-    write_batches(tmp_path / "store", 1, **{**ORIGIN, **attributes})
-    with pytest.raises(StoreError, match=message):
-        verify_store(tmp_path / "store")
-
-
-def test_tables_must_fit_the_arrays(tmp_path: Path) -> None:
-    with TokenStoreWriter(tmp_path, token_shape=(1, 2), pooled_width=None, attributes=ORIGIN) as writer:
-        tokens = np.zeros((2, 1, 2), np.float16)
-        writer.append(tokens, None, [sample_row(3), sample_row(3)], next_index=4)
-        writer.finish()
-    with pytest.raises(StoreError, match=r"samples\.parquet holds the key '0003' twice"):
-        verify_store(tmp_path)
-
-
-def test_value_that_is_not_finite_is_found_although_its_checksum_fits(tmp_path: Path) -> None:
-    with TokenStoreWriter(tmp_path, token_shape=(1, 2), pooled_width=None, attributes=ORIGIN) as writer:
-        tokens = np.array([[[1, 2]], [[3, np.nan]]], np.float16)
-        writer.append(tokens, None, [sample_row(0), sample_row(1)], reasons={}, next_index=2)
-        writer.finish()
-    with pytest.raises(StoreError, match=r"tokens/c\.0\.0\.0: row 1 holds a value that is not finite"):
-        verify_store(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda content: (content / "notes.txt").write_text("?"), "notes.txt does not belong to a token store"),
-        (lambda content: (content / "tokens" / "c.1.0.0").write_text("?"), r"c\.1\.0\.0 does not belong"),
-        (
-            lambda content: (content.parent / "manifest.json").write_text('{"content": "gone"}'),
-            r"gone/zarr\.json is missing",
-        ),
-        (lambda content: (content.parent / "manifest.json").unlink(), r"manifest\.json is missing; .* neither a store"),
-        (
-            lambda content: (content.parent / "manifest.json").write_text(
-                (content.parent / "manifest.json").read_text().replace('"tokens/c.0.0.0": "', '"tokens/c.0.0.0": "0')
-            ),
-            r"tokens/c\.0\.0\.0 does not have the digest that .*manifest\.json names",
-        ),
-    ],
-)  # fmt: skip
-def test_result_folder_must_fit_its_manifest(
-    pristine: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
-) -> None:
-    result = as_result(pristine, tmp_path / "result")
-    damage(result / "abc123")
-    with pytest.raises(StoreError, match=message):
-        verify_store(result)
-
-
 # Two writers
 
 HOLDER = """
@@ -272,35 +173,38 @@ def write_large(folder: Path) -> None:
 
 
 @contextmanager
-def limited(folder: Path, room_bytes: int) -> Iterator[Callable[[], object]]:
-    """Files may not grow beyond `room_bytes`; what is yielded takes the limit away."""
+def limited(folder: Path, room: int) -> Iterator[Callable[[], object]]:
+    """Files may not grow beyond `room` bytes; what is yielded takes the limit away."""
     everything = resource.getrlimit(resource.RLIMIT_FSIZE)
     folder.mkdir()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, everything[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, everything[1]))
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, everything)
 
 
 @contextmanager
-def mounted(folder: Path, room_bytes: int) -> Iterator[Callable[[], object]]:
-    """A file system of `room_bytes` in `folder`; what is yielded enlarges it."""
+def mounted(folder: Path, room: int, option: str = "size") -> Iterator[Callable[[], object]]:
+    """A file system of `room` bytes, or inodes, in `folder`; what is yielded enlarges it."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room_bytes}", "tmpfs", folder], check=True)
-    yield lambda: subprocess.run(["mount", "-o", "remount,size=16m", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"{option}={room}", "tmpfs", folder], check=True)
+    yield lambda: subprocess.run(["mount", "-o", f"remount,{option}=16m", folder], check=True)
     subprocess.run(["umount", folder], check=True)
+
+
+DISKS = {
+    "limit": (limited, (10, 700, 2000, 4000, 9000, 20000, 40000, 49200, 49300)),
+    "mount": (mounted, range(8192, 90000, 8192)),
+    "inodes": (partial(mounted, option="nr_inodes"), range(1, 13)),
+}
 
 
 def fill_disks(kind: str, folder: Path) -> list[dict[str, object]]:
     """For each amount of room: the error, whether a store was left, and whether the rerun made the right one."""
     write_large(folder / "whole")
     expected, seen = files_of(folder / "whole"), []
-    rooms = (
-        (10, 700, 2000, 4000, 9000, 20000, 40000, 49200, 49300)
-        if kind == "limit"
-        else range(8192, 90000, 8192)
-    )
-    for room_bytes in rooms:
-        place = folder / str(room_bytes)
-        with (limited if kind == "limit" else mounted)(place, room_bytes) as make_room:
+    limit, rooms = DISKS[kind]
+    for room in rooms:
+        place = folder / str(room)
+        with limit(place, room) as make_room:
             error = ""
             try:
                 write_large(place / "store")
@@ -314,7 +218,7 @@ def fill_disks(kind: str, folder: Path) -> list[dict[str, object]]:
 
 
 def _run_filling(kind: str, folder: Path) -> list[dict[str, object]]:
-    inside = ["unshare", "--map-root-user", "--mount"] if kind == "mount" else []
+    inside = [] if kind == "limit" else ["unshare", "--map-root-user", "--mount"]
     done = subprocess.run(
         [*inside, sys.executable, __file__, kind, str(folder)], capture_output=True, text=True
     )
@@ -329,14 +233,12 @@ def _can_mount() -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+needs_mounts = pytest.mark.skipif(not _can_mount(), reason="no right to mount a file system")
+
+
 @pytest.mark.parametrize(
     "kind",
-    [
-        "limit",
-        pytest.param(
-            "mount", marks=pytest.mark.skipif(not _can_mount(), reason="no right to mount a file system")
-        ),
-    ],
+    ["limit", pytest.param("mount", marks=needs_mounts), pytest.param("inodes", marks=needs_mounts)],
 )
 def test_full_disk_is_an_error_and_the_rerun_is_right(tmp_path: Path, kind: str) -> None:
     seen = _run_filling(kind, tmp_path)
@@ -345,16 +247,53 @@ def test_full_disk_is_an_error_and_the_rerun_is_right(tmp_path: Path, kind: str)
         assert one["right"], seen
         assert bool(one["error"]) != one["left"], "either an error, or a store"
     errors = [str(one["error"]) for one in seen if one["error"]]
-    reason = "No space left on device" if kind == "mount" else "File too large"
+    reason = "File too large" if kind == "limit" else "No space left on device"
     assert len(errors) >= 6
     assert all(
         f"could not be written ({reason}); make room and run this again" in error for error in errors
     ), errors
-    assert any("tokens/c.0.0.0" in error for error in errors)
-    if kind == "limit":
-        assert any("journal.jsonl" in error for error in errors)
-    else:
-        assert any(".parquet" in error for error in errors)
+    named = {
+        "limit": ["journal.jsonl", "tokens/c.0.0.0"],
+        "mount": ["tokens/c.0.0.0", ".parquet"],
+        "inodes": [
+            "store ",
+            "journal.jsonl",
+            "store/tokens ",
+            "store/pooled ",
+            "tokens/c.0.0.0",
+            "pooled/c.0.0",
+        ],
+    }
+    for name in named[kind]:
+        assert any(name in error for error in errors), (name, errors)
+
+
+@pytest.mark.parametrize(
+    "name", ["store", "journal.jsonl", "store/tokens", "store/pooled", "tokens/c.0.0.0", "pooled/c.0.0"]
+)
+def test_quota_at_the_creation_of_a_file_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """No quota can be had without rights over the machine: the system's calls answer as they would."""
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).endswith(name):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+            return call(path, *arguments, **options)
+
+        return refuse
+
+    with monkeypatch.context() as patch:
+        for call in ("open", "mkdir"):
+            patch.setattr(os, call, refusing(getattr(os, call)))
+        with pytest.raises(
+            StoreError, match=rf"{name} could not be written \(Disk quota exceeded\); make room"
+        ):
+            write_large(tmp_path / "store")
+    write_large(tmp_path / "store")
+    write_large(tmp_path / "whole")
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
 
 
 if __name__ == "__main__":

@@ -306,3 +306,32 @@ def test_training_data_needs_no_encoder_and_no_zarr() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_decoders_of_two_versions_are_one_encoder_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upgrade of the library between two extractions: nothing could repair that but extracting all again."""
+    stores: dict[str, list[Path]] = {"eva": [], "clip": []}
+    for encoder, paths in stores.items():
+        for tar, version in enumerate(["11.3.0", "12.0.0", "12.0.0"]):
+            attributes = {
+                "encoder": encoder,
+                "has_cls": True,
+                "source": {"name": f"{tar}.tar", "sha256": str(tar)},
+                "preprocessing": {"size": 224, "decoder": "pillow", "version": version},
+            }
+            path = tmp_path / f"{encoder}{tar}"
+            with TokenStoreWriter(
+                path, token_shape=(5, 6), pooled_width=None, attributes=attributes
+            ) as writer:
+                rows = [SampleRow(0, str(tar), ("caption",))]
+                writer.append(np.zeros((1, 5, 6), np.float16), None, rows, next_index=1)
+                writer.finish()
+            paths.append(path)
+    merge_pairs(stores["eva"], stores["clip"], tmp_path / "pairs.parquet")
+    assert len(PairedTokens(tmp_path / "pairs.parquet", stores["eva"], stores["clip"])) == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, "once for each side"
+    assert "2 of 3 stores were decoded by version 12.0.0 and not 11.3.0" in said[0]
+    assert str(stores["eva"][1]) in said[0]
