@@ -169,18 +169,28 @@ def verify(
         list[Path], typer.Argument(help="Token stores, or folders that hold some at any depth.", exists=True)
     ],
 ) -> None:
-    """Check every record, index and table of token stores; the first damage is an error that names the file."""
-    from flowkit.features.verify import find_stores, verify_store
+    """Check every record, index and table of token stores; each damaged store is an error that names the file."""
+    from flowkit.errors import StoreError
+    from flowkit.features.verify import find_stores, verify_stores
 
-    folders = find_stores(stores)
-    progress = Progress("verify", len(folders), "store")
-    for folder in folders:
-        result = verify_store(folder)
-        logger.info("store=%s encoder=%s samples=%d rejects=%d records=%d", folder, result.encoder, result.samples,
-                    result.rejects, result.records)  # fmt: skip
+    found = find_stores(stores)
+    for folder in found.deleted:
+        logger.info("store=%s skipped=deleted_after_conversion_to_int8", folder)
+    progress, damages = Progress("verify", len(found.stores), "store"), []
+    for folder, result in verify_stores(found.stores):
+        if isinstance(result, StoreError):
+            logger.error("store=%s damaged: %s", folder, result)
+            damages.append(str(result))
+        else:
+            logger.info("store=%s encoder=%s samples=%d rejects=%d records=%d", folder, result.encoder,
+                        result.samples, result.rejects, result.records)  # fmt: skip
         progress.advance()
     progress.close()
-    typer.echo(f"{len(folders)} stores are whole")
+    deleted = f", {len(found.deleted)} were deleted after their conversion to int8" if found.deleted else ""
+    damaged = f", {len(damages)} are damaged" if damages else ""
+    typer.echo(f"{len(found.stores) - len(damages)} stores are whole{deleted}{damaged}")
+    if damages:
+        raise StoreError("\n".join(damages))
 
 
 @app.command("config-files")
