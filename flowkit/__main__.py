@@ -19,12 +19,14 @@ import typer
 from flowkit import driver
 from flowkit.config import load_config
 from flowkit.config_files import write_config_files
-from flowkit.errors import ConfigError, FlowkitError
+from flowkit.errors import ConfigError, FlowkitError, ShardError
+from flowkit.machine import machine_of
 from flowkit.paths import Places
 from flowkit.progress import Progress, logger, set_up_logging
 from flowkit.results import key_figures
 from flowkit.runtime import allow_many_open_files, end_with, set_threads
 from flowkit.stages.fingerprint import code_of
+from flowkit.stages.jobs import unpack_spec
 from flowkit.stages.session import Spec
 from flowkit.stages.specs import Plan
 
@@ -54,21 +56,28 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the experiment.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
 ResultsOption = Annotated[
-    Path, typer.Option("--results", envvar="FLOWKIT_RESULTS", help="Folder of all results.")
+    Path | None, typer.Option("--results", help="Folder of all results; FLOWKIT_RESULTS, or results.")
 ]
 DataRootOption = Annotated[
     Path | None,
-    typer.Option(
-        "--data-root", envvar="FLOWKIT_DATA_ROOT", help="Folder of shards and features; <results>/data."
-    ),
+    typer.Option("--data-root", help="Folder of shards and features; FLOWKIT_DATA_ROOT, or <results>/data."),
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option("--profile", help="Snakemake profile whose machine settings hold here too.")
 ]
 
 
 def _plan(
-    config: Path, overrides: list[str] | None, results: Path = Path("results"), data_root: Path | None = None
+    config: Path,
+    overrides: list[str] | None,
+    profile: Path | None = None,
+    results: Path | None = None,
+    data_root: Path | None = None,
 ) -> Plan:
     loaded = load_config(config, tuple(overrides or ()))
-    return Plan(loaded, Places(loaded.experiment, results, data_root or results / "data"))
+    machine = machine_of(profile, results=results, data_root=data_root)
+    places = Places(loaded.experiment, machine.results, machine.data_root)
+    return Plan(loaded, places, machine.shards_per_job, machine.extract_threads)
 
 
 def _add_stage(stage: str, help_text: str) -> None:
@@ -81,7 +90,8 @@ def _add_stage(stage: str, help_text: str) -> None:
         run: Annotated[str | None, typer.Option(help="Only this run or baseline.")] = None,
         dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
         encoder: Annotated[str | None, typer.Option(help="Only this encoder (folder name).")] = None,
-        results: ResultsOption = Path("results"),
+        profile: ProfileOption = None,
+        results: ResultsOption = None,
         data_root: DataRootOption = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
         parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
@@ -98,16 +108,23 @@ def _add_stage(stage: str, help_text: str) -> None:
         else:
             has_own_data = _is_given(context, "data_root")
             _demand_own_place(stage, overrides, has_own_data=has_own_data)
-            plan = _plan(config or Path(), overrides, results, data_root)
+            plan = _plan(config or Path(), overrides, profile, results, data_root)
             specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
+        failed: list[FlowkitError] = []
         for one in specs:
-            logger.info(
-                "flowkit %s --threads %d --spec '%s'",
-                stage,
-                threads,
-                json.dumps(one.as_dict(), sort_keys=True),
-            )
-            importlib.import_module(f"flowkit.stages.{stage}").run(one)
+            spec_text = json.dumps(one.as_dict(), sort_keys=True)
+            logger.info("flowkit %s --threads %d --spec '%s'", stage, threads, spec_text)
+            try:
+                importlib.import_module(f"flowkit.stages.{stage}").run(one)
+            except ShardError as error:
+                if (
+                    stage != "fetch" or len(specs) == 1
+                ):  # what can be fetched is fetched, whatever else is missing
+                    raise
+                logger.error("%s", error)
+                failed.append(error)
+        if failed:
+            raise ShardError("\n".join(map(str, failed)))
 
 
 def _is_given(context: typer.Context, option: str) -> bool:
@@ -134,15 +151,15 @@ def _demand_own_place(stage: str, overrides: list[str] | None, *, has_own_data: 
 def spec_from_json(stage: str, text: str) -> Spec:
     """Return the spec of a `--spec` argument; raises `ConfigError` if it is not one of this stage."""
     try:
-        raw: dict[str, Any] = json.loads(text)
+        raw: dict[str, Any] = json.loads(unpack_spec(text))
         roots, values = raw["roots"], raw["values"]
         places = Places(raw["experiment"], Path(roots["results"]), Path(roots["data_root"]))
-        spec = Spec(raw["stage"], raw["target"], values, places, code_of(stage, values))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        made_for, target = raw["stage"], raw["target"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--spec: not a spec ({error!r}), copy it from the log of the rule") from None
-    if spec.stage != stage:
-        raise ConfigError(f"--spec: made for stage {spec.stage}, this is {stage}")
-    return spec
+    if made_for != stage:
+        raise ConfigError(f"--spec: made for stage {made_for}, this is {stage}")
+    return Spec(stage, target, values, places, code_of(stage, values))
 
 
 for _stage, _help in STAGES.items():
@@ -151,10 +168,14 @@ for _stage, _help in STAGES.items():
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: SetOption = None
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+    data_root: DataRootOption = None,
 ) -> None:
-    """Validate a configuration and say what would run; no data is touched."""
-    plan = _plan(config, overrides)
+    """Validate a configuration and say what would run; lists a hub repository if this data root has no list."""
+    plan = _plan(config, overrides, profile, results, data_root)
     loaded = plan.config
     typer.echo(f"{config}: valid. experiment={loaded.experiment} runs={','.join(plan.all_runs)}")
     typer.echo(f"translate {loaded.encoders.source.name} -> {loaded.encoders.target.name}")
@@ -203,11 +224,10 @@ def write_files(
 
 
 @app.command()
-def results(
-    config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = Path("results")
-) -> None:
+def results(config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = None) -> None:
     """Print the key figures of a finished experiment, its verdicts, and where the report is."""
-    folder = Places(load_config(config).experiment, results, results / "data").experiment_folder
+    machine = machine_of(results=results)
+    folder = Places(load_config(config).experiment, machine.results, machine.data_root).experiment_folder
     for line in key_figures(folder):
         typer.echo(line)
 
@@ -217,9 +237,12 @@ def why(
     rule: Annotated[str, typer.Argument(help="Rule name, for instance train_flow.")],
     config: ConfigOption = Path("workflow/config/demo.yaml"),
     overrides: SetOption = None,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+    data_root: DataRootOption = None,
 ) -> None:
     """Print the configuration leaves and the modules whose change makes a rule run again."""
-    jobs = _plan(config, overrides).jobs
+    jobs = _plan(config, overrides, profile, results, data_root).jobs
     if rule not in jobs:
         raise ConfigError(f"{rule}: no such rule, this experiment has {', '.join(jobs)}")
     for tracked in jobs[rule].tracked:

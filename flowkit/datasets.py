@@ -69,11 +69,6 @@ class Archive(Section):
     bytes: Whole = Field(gt=0, description="Its size.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Its digest.")
 
-    @property
-    def name(self) -> str:
-        """File name, the last part of the URL."""
-        return self.url.rpartition("/")[2]
-
 
 COCO_VAL2017_IMAGES = Archive(
     url="http://images.cocodataset.org/zips/val2017.zip",

@@ -16,7 +16,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -61,11 +61,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digests(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
+def folder_digests(folder: Path) -> dict[str, str]:
     """Return {relative path: sha256} of every file below `folder`, in name order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in names.items() if name not in leave_out}
+    return {name: file_digest(path) for name, path in names.items()}
 
 
 def read_json(path: Path) -> Any:

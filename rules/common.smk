@@ -9,6 +9,7 @@ from flowkit.errors import FlowkitError
 from flowkit.machine import split_machine_settings
 from flowkit.paths import Places
 from flowkit.runtime import prefer_this_python
+from flowkit.stages.jobs import pack_spec
 from flowkit.stages.specs import Plan
 
 prefer_this_python()
@@ -21,7 +22,7 @@ def load_plan(settings):
         values or Path(workflow.basedir) / "config" / "default.yaml", overrides
     )
     places = Places(loaded.experiment, machine.results, machine.data_root)
-    return Plan(loaded, places, machine.shards_per_job)
+    return Plan(loaded, places, machine.shards_per_job, machine.extract_threads)
 
 
 def jobs_of(*stages):
@@ -31,7 +32,9 @@ def jobs_of(*stages):
 
 def spec_of(job):
     """Return a params function for the command line; Snakemake does not track functions of the input."""
-    return lambda wildcards, input: json.dumps(job.spec.as_dict(), sort_keys=True)
+    return lambda wildcards, input: pack_spec(
+        json.dumps(job.spec.as_dict(), sort_keys=True)
+    )
 
 
 try:

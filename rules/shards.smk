@@ -12,6 +12,7 @@ for job in jobs_of("fetch", "shards"):
         log:
             PLAN.places.log(job.name),
         priority: job.priority
+        localrule: job.is_local
         conda:
             "../envs/flowkit.yaml"
         threads: job.threads

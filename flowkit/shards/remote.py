@@ -82,7 +82,7 @@ def download(
             return to
         demand_online(file.url)
         to.parent.mkdir(parents=True, exist_ok=True)
-        partial = to.with_name(f"{to.name}.partial")
+        partial = _partial_of(to)
         transfer = _Transfer(file, partial, headers or {}, report, patience or Patience())
         _complete(transfer)
         with partial.open("rb") as stream:
@@ -96,6 +96,16 @@ def download(
             "what has arrived is kept"
         ) from fault
     return to
+
+
+def arrived_bytes(to: Path) -> int:
+    """Return how many bytes of the file `to` an earlier attempt left."""
+    partial = _partial_of(to)
+    return partial.stat().st_size if partial.is_file() else 0
+
+
+def _partial_of(to: Path) -> Path:
+    return to.with_name(f"{to.name}.partial")
 
 
 def _complete(transfer: _Transfer) -> None:

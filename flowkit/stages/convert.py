@@ -13,6 +13,7 @@ from flowkit.features.store import TokenStore
 from flowkit.paths import converted
 from flowkit.progress import Progress, logger
 from flowkit.stages.session import Spec, committed, open_session
+from flowkit.stages.stores import digests_of_store
 
 
 def run(spec: Spec) -> None:
@@ -23,7 +24,8 @@ def run(spec: Spec) -> None:
     for tar in tars:
         one = replace(spec, target={**spec.target, "tars": tar})
         source = spec.places.store(dataset, encoder_id, tar)
-        with open_session(one, spec.places.store(dataset, converted(encoder_id), tar), [source]) as session:
+        made = spec.places.store(dataset, converted(encoder_id), tar)
+        with open_session(one, made, [source], digests=digests_of_store) as session:
             if not session.is_done:
                 errors = convert_store(TokenStore(committed(source)[0]), session.work)
                 logger.info("tar=%s min_cosine_standardised=%.6f", tar, errors.min_cosine_standardised)

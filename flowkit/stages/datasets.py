@@ -6,9 +6,11 @@ the workflow again, also on a node without internet, gives the same rules. Delet
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
+from flowkit.errors import ShardError
 from flowkit.paths import Places
 from flowkit.progress import logger
 from flowkit.provenance import read_json, write_json
@@ -18,6 +20,7 @@ from flowkit.shards.retries import Patience
 
 SHORT_PATIENCE = Patience(failures_in_a_row=4)
 """Somebody waits for the answer at a terminal."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 AnyDataset = DemoDataset | FolderDataset | HubDataset | CocoDataset
 
 
@@ -29,8 +32,15 @@ def tar_names(dataset: AnyDataset, places: Places) -> list[str]:
     if isinstance(dataset, DemoDataset | CocoDataset):
         return [f"{number:05d}.tar" for number in range(-(-dataset.images // dataset.images_per_shard))]
     if isinstance(dataset, FolderDataset):
-        return [tar.name for tar in folder_tars(dataset)]
-    return [tar.file_name for tar in hub_tars(dataset, places)]
+        return [_demand_plain(tar.name, dataset.path) for tar in folder_tars(dataset)]
+    return [_demand_plain(tar.file_name, dataset.repository) for tar in hub_tars(dataset, places)]
+
+
+def _demand_plain(name: str, where: str) -> str:
+    """Return a tar's name if it can be part of a rule and of a path."""
+    if not PLAIN_NAME.fullmatch(name):
+        raise ShardError(f"{where}: the tar {name!r} has other letters than A-Z a-z 0-9 . _ + -, rename it")
+    return name
 
 
 def folder_tars(dataset: FolderDataset) -> list[Path]:

@@ -19,6 +19,7 @@ from flowkit.shards.catalogue import TarDescription
 from flowkit.stages.device import best_device
 from flowkit.stages.inputs import tar_of, weights_of
 from flowkit.stages.session import Spec, open_session
+from flowkit.stages.stores import digests_of_store
 
 if TYPE_CHECKING:
     from flowkit.encoders.contract import FrozenEncoder
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 def run(spec: Spec) -> None:
     """Commit one store for each tar in `target.tars`."""
-    encoder_id, settings = spec.target["encoder"], spec.values["encoder"]
-    weights, _ = weights_of(spec, encoder_id)
+    settings = spec.values["encoder"]
+    weights, _ = weights_of(spec)
 
     @cache
     def encoder() -> FrozenEncoder:
@@ -50,10 +51,12 @@ def run(spec: Spec) -> None:
 def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
     dataset, encoder_id, tar = spec.target["dataset"], spec.target["encoder"], spec.target["tars"]
     path, described = tar_of(spec, dataset, tar)
-    _, weights_digest = weights_of(spec, encoder_id)
+    _, weights_digest = weights_of(spec)
     folder = spec.places.store(dataset, encoder_id, tar)
     limit = spec.values["datasets"][dataset]["samples_per_shard"]
-    with open_session(spec, folder, [], content=[weights_digest, described["sha256"]]) as session:
+    with open_session(
+        spec, folder, [], content=[weights_digest, described["sha256"]], digests=digests_of_store
+    ) as session:
         if session.is_done:
             return
         progress: Progress | None = None

@@ -7,7 +7,6 @@ start goes on with what is missing. This and `weights` are the only stages that 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +16,13 @@ from flowkit.errors import ShardError
 from flowkit.progress import Progress, logger
 from flowkit.provenance import file_digest, read_json, write_json
 from flowkit.shards.hub import HubTar, Listing, download_tar, missing_numbers
-from flowkit.shards.remote import RemoteFile, WrongDigest, download
+from flowkit.shards.remote import RemoteFile, WrongDigest, arrived_bytes, download
 from flowkit.shards.retries import Refused
 from flowkit.shards.space import demand_space
-from flowkit.stages.session import Session, Spec, open_session
+from flowkit.stages.session import Spec, open_session, reuse
 
 MISSING = "missing.json"
-FETCHED = "fetched"
+FETCHED, DOWNLOAD = "fetched", "download"
 
 
 def run(spec: Spec) -> None:
@@ -45,24 +44,31 @@ def _fetch_tars(spec: Spec, dataset: str) -> None:
         raise ShardError(
             f"{gone[0]}: not in the listing of {listing.repository} at {listing.commit}, parse the workflow again"
         )
-    new = [
-        tars[name].bytes for name in names if not list(spec.places.fetched(dataset, name).glob(f"*/{name}"))
-    ]
-    demand_space(spec.places.shards(dataset), sum(new), f"data set {dataset} ({len(new)} tars)")
+    wanted = sum(_bytes_to_come(spec.places.fetched(dataset, name), tars[name]) for name in names)
+    demand_space(spec.places.shards(dataset), wanted, f"data set {dataset} ({len(names)} tars)")
+    # which tars share a job and what else is listed makes no difference to one of them
+    values = {"datasets": {dataset: {key: value for key, value in values.items() if key != "tars"}}}
     missing: dict[str, str] = {}
     progress = Progress(f"fetch {dataset}", sum(tars[name].bytes for name in names), "byte")
     for number, name in enumerate(names):
-        one = replace(spec, target={**spec.target, "tars": name})
+        one = replace(spec, target={**spec.target, "tars": name}, values=values)
         try:
             _fetch_tar(one, listing, tars[name], progress.advance)
         except ShardError as error:
             logger.error("tar=%s missing: %s", name, error)
             missing[name] = str(error)
-            if not isinstance(error, Refused | WrongDigest):  # the server is away, not this one file
-                missing |= dict.fromkeys(names[number + 1 :], "not tried, the server did not answer before")
+            if not isinstance(error, Refused | WrongDigest):  # not this file's fault, the next would fail too
+                missing |= dict.fromkeys(names[number + 1 :], f"not tried after {name}")
                 break
     progress.close()
     _mark(spec.places.shards(dataset) / f"{names[0].removesuffix('.tar')}.{MISSING}", missing, len(names))
+
+
+def _bytes_to_come(folder: Path, tar: HubTar) -> int:
+    """Return how much of a tar is not on this disk yet."""
+    if any(path.parent.name != "state" for path in folder.glob(f"*/{tar.file_name}")):
+        return 0
+    return tar.bytes - sum(path.stat().st_size for path in folder.glob(f"state/*/{DOWNLOAD}/*.partial"))
 
 
 def _fetch_tar(spec: Spec, listing: Listing, tar: HubTar, progress: Callable[[int], None]) -> None:
@@ -74,8 +80,8 @@ def _fetch_tar(spec: Spec, listing: Listing, tar: HubTar, progress: Callable[[in
             return
         made = session.work / FETCHED
         made.mkdir(exist_ok=True)
-        if not _reuse(folder, name, tar.sha256, made / name):
-            found = download_tar(listing, tar, session.work / "download", progress=progress)
+        if not reuse(folder, name, tar.sha256, made / name):
+            found = download_tar(listing, tar, session.work / DOWNLOAD, progress=progress)
             found.replace(made / name)
         described = {"name": name, "bytes": tar.bytes, "sha256": tar.sha256}
         source = {"repository": listing.repository, "commit": listing.commit, "path": tar.name}
@@ -84,54 +90,48 @@ def _fetch_tar(spec: Spec, listing: Listing, tar: HubTar, progress: Callable[[in
 
 def _fetch_archives(spec: Spec, dataset: str) -> None:
     values, folder = spec.values["datasets"][dataset], spec.places.archives(dataset)
-    files = [RemoteFile(**values[name]) for name in ("pictures", "annotations")]
+    files = {f"{role}.zip": RemoteFile(**values[role]) for role in ("pictures", "annotations")}
     missing: dict[str, str] = {}
-    with open_session(spec, folder, [], content=[file.sha256 for file in files]) as session:
+    with open_session(spec, folder, [], content=[file.sha256 for file in files.values()]) as session:
         if session.is_done:
+            (folder / MISSING).unlink(missing_ok=True)
             return
         made = session.work / FETCHED
         made.mkdir(exist_ok=True)
-        progress = Progress(f"fetch {dataset}", sum(file.bytes for file in files), "byte")
-        for file in files:
+        new = [
+            file.bytes - arrived_bytes(made / name)
+            for name, file in files.items()
+            if not (made / name).is_file()
+        ]
+        demand_space(made, sum(new), f"data set {dataset} ({len(new)} archives)")
+        progress = Progress(f"fetch {dataset}", sum(file.bytes for file in files.values()), "byte")
+        for name, file in files.items():
             try:
-                _fetch_archive(
-                    session, file, made / Path(file.url).name, values["archives"], progress.advance
-                )
+                _fetch_archive(folder, file, made / name, values["archives"], progress.advance)
             except ShardError as error:
                 logger.error("archive=%s missing: %s", file.url, error)
                 missing[file.url] = str(error)
         progress.close()
         _mark(folder / MISSING, missing, len(files))
-        session.commit({"archives": [Path(file.url).name for file in files]}, folder=made)
+        session.commit({"archives": list(files)}, folder=made)
 
 
 def _fetch_archive(
-    session: Session, file: RemoteFile, to: Path, local: str | None, progress: Callable[[int], None]
+    folder: Path, file: RemoteFile, to: Path, local: str | None, progress: Callable[[int], None]
 ) -> None:
-    if to.is_file() or _reuse(session.folder, to.name, file.sha256, to):
+    if to.is_file() or reuse(folder, to.name, file.sha256, to):
         progress(file.bytes)
         return
     if local is None:
-        demand_space(to.parent, file.bytes, f"archive {to.name}")
         download(file, to, progress=progress)
         return
-    found = Path(local) / to.name
+    found = Path(local) / Path(file.url).name
     if not found.is_file() or file_digest(found) != file.sha256:
         raise ShardError(
             f"{found} is missing or has another digest than {file.sha256}; fetch {file.url} to that place"
         )
     shutil.copyfile(found, to.with_suffix(".partial"))
     to.with_suffix(".partial").replace(to)
-
-
-def _reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:
-    """Link a file of an earlier generation with the same digest, so that a change of code fetches nothing again."""
-    for found in folder.glob(f"*/{name}"):
-        if found.parent.name != "state" and file_digest(found) == sha256:
-            to.unlink(missing_ok=True)
-            os.link(found, to)
-            return True
-    return False
 
 
 def _mark(file: Path, missing: dict[str, str], wanted: int) -> None:

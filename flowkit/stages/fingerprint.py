@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flowkit.encoders.registry import FAMILY_MODULES, encoder_family
+from flowkit.encoders.weight_registry import NAME_MODULES
 from flowkit.provenance import code_fingerprint
 
 EARLIER, EARLIER_MODULE = "earlier", "flowkit.flow.earlier"
 TOWER_TRAINING = {
+    "flowkit.encoders.registry",
     "flowkit.encoders.tower_training",
     "flowkit.encoders.demo_towers",
     "flowkit.shards.demo_pictures",
@@ -28,7 +30,7 @@ REPORT_FILES = ("report/templates",)
 
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     """Return the fingerprint of the code that a stage reaches with these values."""
-    leave_out = {*FETCHING, "flowkit.encoders.weight_hub"}
+    leave_out = {*FETCHING, "flowkit.encoders.weight_hub", "flowkit.encoders.open_clip_text"}
     if stage == "shards":
         (dataset,) = values["datasets"].values()
         leave_out |= (DRAWING if dataset["kind"] != "demo" else set()) | (
@@ -36,7 +38,9 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
         )
     encoder = values.get("encoder", {})
     if encoder:
-        leave_out |= set(FAMILY_MODULES.values()) - {FAMILY_MODULES[encoder_family(encoder["name"])]}
+        family = encoder_family(encoder["name"])
+        for modules in (FAMILY_MODULES, NAME_MODULES):
+            leave_out |= set(modules.values()) - {modules.get(family)}
     files = _report_files() if stage == "report" else ()
     if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
         leave_out |= TOWER_TRAINING

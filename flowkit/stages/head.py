@@ -13,9 +13,11 @@ from flowkit.stages.session import Spec, open_session
 def run(spec: Spec) -> None:
     """Commit `head.safetensors` of `target.encoder`."""
     encoder_id, name = spec.target["encoder"], spec.values["encoder"]["name"]
-    with open_session(spec, spec.places.head(encoder_id), [spec.places.weights(encoder_id)]) as session:
+    with open_session(
+        spec, spec.places.head(encoder_id), [spec.places.weights(spec.target["weights"])]
+    ) as session:
         if session.is_done:
             return
-        head = load_encoder(name, weights_of(spec, encoder_id)[0]).head()
+        head = load_encoder(name, weights_of(spec)[0]).head()
         (session.work / HEAD).write_bytes(save({key: value.contiguous() for key, value in head.items()}))
         session.commit({key: list(value.shape) for key, value in head.items()})

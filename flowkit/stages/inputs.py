@@ -24,13 +24,27 @@ def tar_of(spec: Spec, dataset: str, name: str) -> tuple[Path, dict[str, Any]]:
     return (content if is_fetched else content / read_json(content / LOCATION)) / name, described
 
 
-def weights_of(spec: Spec, encoder_id: str) -> tuple[Path, str]:
-    """Return the path of the weights of an encoder, a file or a folder, and their sha256."""
-    content, manifest = committed(spec.places.weights(encoder_id))
-    counts = manifest["counts"]
-    path = content / read_json(content / LOCATION)
-    if not path.exists():
-        raise EncoderError(
-            f"{path}: weights of {counts['encoder']} were here and are gone, put them back or run stage weights again"
-        )
+def weights_of(spec: Spec) -> tuple[Path, str]:
+    """Return the path of the weights in `target.weights`, a file or a folder, and their sha256.
+
+    Raises `EncoderError` if weights that stayed where the user has them are gone or were replaced.
+    """
+    content, manifest = committed(spec.places.weights(spec.target["weights"]))
+    counts, location = manifest["counts"], read_json(content / LOCATION)
+    path = content / location["path"]
+    for name, identity in location["outside"].items():
+        if file_identity(Path(name)) != identity:
+            raise EncoderError(
+                f"{name}: gone or replaced since the digest of the weights of {counts['encoder']} was taken, "
+                "put it back or run stage weights again"
+            )
     return path, counts["sha256"]
+
+
+def file_identity(file: Path) -> list[int] | None:
+    """Return size and time of change of a file, None if there is none: what tells cheaply that it is the same."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +11,17 @@ from flowkit.config import leaves
 from flowkit.paths import MANIFEST
 from flowkit.stages.session import Spec
 
+ARGUMENT_LETTERS = 100_000
+"""Linux takes 131,072 bytes in one argument; a spec that names ten thousand tars is longer."""
+PACKED = "zlib:"
+
 
 @dataclass(frozen=True)
 class Job:
-    """One rule: its name, what its stage is asked, the results and user's files it reads, the results it fills."""
+    """One rule: its name, what its stage is asked, the results and user's files it reads, the results it fills.
+
+    `is_local`: it needs the network, so it runs where Snakemake runs and not on a compute node.
+    """
 
     name: str
     spec: Spec
@@ -23,6 +32,7 @@ class Job:
     memory_mb: int = 2000
     runtime_minutes: int = 60
     priority: int = 0
+    is_local: bool = False
 
     @property
     def tracked(self) -> list[str]:
@@ -38,6 +48,23 @@ class Job:
     def declared_inputs(self) -> list[str]:
         """Manifests of the results that are read, and files that the user brought."""
         return [*(str(folder / MANIFEST) for folder in self.inputs), *map(str, self.files)]
+
+
+def pack_spec(text: str) -> str:
+    """Return a spec as one argument of a command: as it is, or packed where it would exceed what the kernel allows."""
+    if len(text) <= ARGUMENT_LETTERS:
+        return text
+    return PACKED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unpack_spec(argument: str) -> str:
+    """Return the spec that `pack_spec` made an argument of; raises `ValueError` for what it did not make."""
+    if not argument.startswith(PACKED):
+        return argument
+    try:
+        return zlib.decompress(base64.b64decode(argument.removeprefix(PACKED), validate=True)).decode()
+    except zlib.error as error:
+        raise ValueError(f"damaged: {error}") from error
 
 
 def rule_word(name: str) -> str:

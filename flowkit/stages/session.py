@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowkit.errors import StageError
+from flowkit.errors import FlowkitError, StageError
 from flowkit.paths import MANIFEST, RUN_RECORD, Places
 from flowkit.progress import logger
 from flowkit.provenance import RunRecord, digest_of, file_digest, folder_digests, read_json, write_json
@@ -65,6 +65,7 @@ class Session:
     folder: Path
     key: str
     record: RunRecord
+    digests: Callable[[Path], dict[str, str]] = folder_digests
 
     @property
     def work(self) -> Path:
@@ -87,7 +88,7 @@ class Session:
         if not made.is_file():
             return False
         manifest = read_json(made)
-        if not _is_intact(self.folder, manifest):
+        if not self._is_intact(manifest):
             made.unlink()
             return False
         shutil.rmtree(self._work, ignore_errors=True)
@@ -107,7 +108,7 @@ class Session:
         """
         made = self.work if folder is None else folder
         _sync(made)
-        digests = folder_digests(made, leave_out=untracked)
+        digests = {name: value for name, value in self.digests(made).items() if name not in untracked}
         content = digest_of(digests)[:16]
         manifest = {"schema": SCHEMA, "stage": self.spec.stage, "content": content, "files": digests}
         manifest["counts"] = dict(counts)
@@ -126,21 +127,35 @@ class Session:
         logger.info("stage=%s committed=%s", self.spec.stage, final)
         return final
 
+    def _is_intact(self, manifest: Mapping[str, Any]) -> bool:
+        content = self.folder / manifest["content"]
+        if not all((content / name).is_file() for name in manifest["files"]) or not content.is_dir():
+            return False
+        try:
+            found = self.digests(content)
+        except FlowkitError:  # a damaged store cannot say its digests
+            return False
+        return all(found.get(name) == digest for name, digest in manifest["files"].items())
+
 
 @contextmanager
 def open_session(
-    spec: Spec, folder: Path, inputs: Sequence[Path], content: Sequence[str] = ()
+    spec: Spec,
+    folder: Path,
+    inputs: Sequence[Path],
+    content: Sequence[str] = (),
+    digests: Callable[[Path], dict[str, str]] = folder_digests,
 ) -> Iterator[Session]:
     """Lock a result folder and yield its session.
 
     `inputs` are the result folders that are read; `content` are digests of what is read besides. Both are
-    part of the key.
+    part of the key. `digests` names the content of the files in a folder, for formats that know it without reading all.
     """
     with exclusive(folder / "state" / "lock", wait_seconds=LOCK_WAIT_SECONDS):
-        digests = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]
-        key = digest_of([spec.stage, spec.target, spec.values, spec.code, digests])[:16]
+        read = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]
+        key = digest_of([spec.stage, spec.target, spec.values, spec.code, read])[:16]
         _drop_old_work(folder, key)
-        yield Session(spec, folder, key, RunRecord(spec.stage, spec.as_dict(), spec.code))
+        yield Session(spec, folder, key, RunRecord(spec.stage, spec.as_dict(), spec.code), digests)
 
 
 def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -154,15 +169,14 @@ def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
     return content, manifest
 
 
-def _is_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    content = folder / manifest["content"]
-    return (
-        all(
-            (content / name).is_file() and file_digest(content / name) == digest
-            for name, digest in manifest["files"].items()
-        )
-        and content.is_dir()
-    )
+def reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:
+    """Link a file that another generation of a result holds, so that a change of code fetches nothing again."""
+    for found in folder.glob(f"*/{name}"):
+        if found.parent.name != "state" and file_digest(found) == sha256:
+            to.unlink(missing_ok=True)
+            os.link(found, to)
+            return True
+    return False
 
 
 def _drop_old_work(folder: Path, key: str) -> None:

@@ -12,6 +12,7 @@ from flowkit.paths import LOCATION
 from flowkit.progress import Progress
 from flowkit.provenance import write_json
 from flowkit.shards.catalogue import choose_tars, describe_tar, list_tars
+from flowkit.shards.space import demand_space
 from flowkit.stages.session import Session, Spec, committed, open_session
 
 
@@ -49,6 +50,7 @@ def _from_coco(session: Session, values: dict[str, Any], archives: Path) -> list
 
     content, manifest = committed(archives)
     pictures, annotations = (content / name for name in manifest["counts"]["archives"])
+    demand_space(session.work, pictures.stat().st_size, "the tars made of the archives")
     progress = Progress("shards", values["images"], "image")
     tars = write_coco_shards(
         pictures,

@@ -33,13 +33,13 @@ def run(spec: Spec) -> None:
     dataset, encoder_id, settings = spec.target["dataset"], spec.target["encoder"], spec.values["encoder"]
     stores = [spec.places.store(dataset, encoder_id, tar) for tar in spec.target["tars"].split(",")]
     with open_session(
-        spec, spec.places.texts(dataset, encoder_id), [spec.places.weights(encoder_id), *stores]
+        spec, spec.places.texts(dataset, encoder_id), [spec.places.weights(spec.target["weights"]), *stores]
     ) as session:
         if session.is_done:
             return
         captions = sorted({text for store in stores for text in _captions(TokenStore(committed(store)[0]))})
         classes, prompts = _class_prompts(spec.values["datasets"][dataset]["kind"])
-        weights, _ = weights_of(spec, encoder_id)
+        weights, _ = weights_of(spec)
         encoder = load_encoder(
             settings["name"], weights, precision=settings["precision"], device=best_device()
         )

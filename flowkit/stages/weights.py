@@ -8,15 +8,26 @@ the cache of the hub's own tools, stays where it is: EVA-CLIP-8B takes 33 GB. Wh
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from flowkit.encoders.registry import RemoteWeights, encoder_family, find_weights, weight_files
+from flowkit.encoders.weight_registry import (
+    RemoteWeights,
+    brought_weights,
+    encoder_family,
+    fetch_tokenizer,
+    find_weights,
+    weight_files,
+)
+from flowkit.errors import EncoderError
 from flowkit.paths import LOCATION
 from flowkit.progress import Progress, logger
-from flowkit.provenance import digest_of, file_digest, write_json
-from flowkit.shards.remote import RemoteFile, download
+from flowkit.provenance import digest_of, file_digest, read_json, write_json
+from flowkit.shards.remote import RemoteFile, arrived_bytes, download
 from flowkit.shards.space import demand_space
-from flowkit.stages.session import Session, Spec, open_session
+from flowkit.stages.inputs import file_identity
+from flowkit.stages.session import Session, Spec, committed, open_session, reuse
 
 ACCURACIES = "accuracies.json"
 MEASURED_IMAGES = 1000
@@ -25,10 +36,13 @@ MEASURED_IMAGES = 1000
 def run(spec: Spec) -> None:
     """Commit the place and the digest of the weights of `target.encoder`."""
     name = spec.values["encoder"]["name"]
-    brought = Path(name.partition("/")[2])  # a file or folder of the user's, which may be replaced by another
-    content = [_digest(brought)] if brought.exists() and brought.name else []
-    with open_session(spec, spec.places.weights(spec.target["encoder"]), [], content) as session:
-        if not content and session.is_done:
+    brought = brought_weights(name)
+    if brought is not None and not brought.exists():
+        raise EncoderError(f"{brought}: weights of encoder {name!r} are not there, correct the path")
+    content = [] if brought is None else [_digest(brought)]
+    folder = spec.places.weights(spec.target["encoder"])
+    with open_session(spec, folder, [], content) as session:
+        if session.is_done and _is_in_place(folder):
             return
         made = session.work / "made"
         made.mkdir(exist_ok=True)
@@ -38,20 +52,42 @@ def run(spec: Spec) -> None:
             file = made / "weights.safetensors"
             shutil.copyfile(find_weights(name), file)
         else:
-            file = find_weights(name, made, download=_download)
+            file = find_weights(name, made, download=partial(_download, folder))
+            fetch_tokenizer(name)
         _commit(session, made, name, file)
+
+
+def _is_in_place(folder: Path) -> bool:
+    """True if weights that stayed where the user has them are there and are the same."""
+    content, manifest = committed(folder)
+    location = read_json(content / LOCATION)
+    path = content / location["path"]
+    if all(file_identity(Path(name)) == identity for name, identity in location["outside"].items()):
+        return True
+    return path.exists() and _digest(path) == manifest["counts"]["sha256"] and _renew(content, location)
+
+
+def _renew(content: Path, location: dict[str, Any]) -> bool:
+    """Take down the identities of files that were copied or touched and are still the same; returns True."""
+    outside = {name: file_identity(Path(name)) for name in location["outside"]}
+    write_json(content / LOCATION, {**location, "outside": outside})
+    return True
 
 
 def _commit(session: Session, made: Path, name: str, file: Path) -> None:
     is_here = file.is_relative_to(made)
-    write_json(made / LOCATION, str(file.relative_to(made) if is_here else file.absolute()))
+    path = file.relative_to(made) if is_here else file.absolute()
+    outside = {} if is_here else {str(one.absolute()): file_identity(one) for one in weight_files(file)}
     counts = {"encoder": name, "file": file.name, "sha256": _digest(file)}
+    write_json(made / LOCATION, {"path": str(path), "outside": outside})
     session.commit(counts, untracked=(LOCATION,), folder=made)
     logger.info("encoder=%s weights=%s sha256=%s", name, "here" if is_here else file, counts["sha256"])
 
 
-def _download(file: RemoteWeights, to: Path) -> Path:
-    demand_space(to.parent, file.bytes, f"weights {to.name}")
+def _download(folder: Path, file: RemoteWeights, to: Path) -> Path:
+    if reuse(folder, to.name, file.sha256, to):
+        return to
+    demand_space(to.parent, file.bytes - arrived_bytes(to), f"weights {to.name}")
     progress = Progress(f"fetch {to.name}", file.bytes, "byte")
     found = download(
         RemoteFile(file.url, file.bytes, file.sha256), to, progress=progress.advance, headers=file.headers

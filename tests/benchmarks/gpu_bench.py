@@ -17,7 +17,8 @@ from extraction_bench import Bench, Row, random_open_clip
 from loader_bench import row
 
 from flowkit.encoders.contract import FrozenEncoder
-from flowkit.encoders.eva_clip import MODELS, EvaClipEncoder, EvaConfig, build_eva
+from flowkit.encoders.eva_clip import EvaClipEncoder, EvaConfig, build_eva
+from flowkit.encoders.eva_names import MODELS
 from flowkit.shards.reader import list_samples
 
 EVA, CLIP = "EVA-CLIP-8B", "ViT-L-14-quickgelu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import pytest
 
 from flowkit.config import leaves, load_config
 from flowkit.config_files import config_files
+from flowkit.datasets import FolderDataset, HubDataset
 from flowkit.errors import ConfigError
-from flowkit.machine import split_machine_settings
+from flowkit.machine import machine_of, split_machine_settings
 from flowkit.paths import Places
+from flowkit.provenance import write_json
+from flowkit.stages.jobs import pack_spec, unpack_spec
 from flowkit.stages.specs import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +92,50 @@ def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, sa
     assert len(lines) == 1, caught.value
 
 
+def test_every_shipped_configuration_can_be_planned(tmp_path: Path) -> None:
+    """With a listing where a hub is named, so that nothing is asked there."""
+    for path in sorted((ROOT / "workflow/config").glob("*.yaml")):
+        config, places = load_config(path), Places("planned", tmp_path, tmp_path / "data")
+        for dataset in config.datasets.values():
+            if isinstance(dataset, FolderDataset):
+                config = load_config(
+                    path, tuple(f"datasets.{n}.path={tmp_path}/{n}" for n in config.datasets)
+                )
+            if isinstance(dataset, HubDataset):
+                tars = [{"name": f"{n:05d}.tar", "bytes": 5, "sha256": f"{n:064x}"} for n in range(40)]
+                listing = {"repository": dataset.repository, "revision": dataset.revision, "commit": "c" * 40}
+                write_json(places.listing(dataset.repository, dataset.revision), {**listing, "tars": tars})
+        for name in config.datasets:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "00000.tar").touch()
+            (tmp_path / name / "00001.tar").touch()
+        jobs = Plan(config, places).jobs.values()
+        assert all(job.tracked for job in jobs)
+        local = {job.spec.stage for job in jobs if job.is_local}
+        assert local <= {"fetch", "weights"}, "what needs no network may run on a compute node"
+
+
+def test_long_specs_are_packed_into_one_argument() -> None:
+    text = json.dumps({"tars": ",".join(f"webdataset_shard_{number}.tar" for number in range(10_000))})
+    packed = pack_spec(text)
+    assert len(text) > 131_072 > len(packed)
+    assert unpack_spec(packed) == text
+    assert pack_spec("{}") == "{}"
+    with pytest.raises(ValueError):
+        unpack_spec("zlib:!!")
+
+
+def test_commands_take_the_machine_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").write_text("cores: 4\nconfig: {data_root: /scratch/me, extract_threads: 6}\n")
+    monkeypatch.setenv("FLOWKIT_RESULTS", "elsewhere")
+    machine = machine_of(tmp_path)
+    assert (machine.results, machine.data_root) == (Path("elsewhere"), Path("/scratch/me"))
+    assert (machine.shards_per_job, machine.extract_threads) == (32, 6)
+    assert machine_of(tmp_path, data_root=Path("given")).data_root == Path("given")
+    with pytest.raises(ConfigError, match="no readable profile"):
+        machine_of(tmp_path / "nowhere")
+
+
 HUB = "{kind: hub, repository: a/b, first_shard: %d, shards: %s}"
 
 
@@ -131,7 +179,8 @@ def test_what_could_only_fail_after_hours_fails_at_once(override: str, says: str
 def test_two_settings_of_one_encoder_have_rules_of_their_own() -> None:
     config = load_config(DEMO, ("encoders.target.name=demo-eva", "encoders.target.precision=bf16"))
     plan = Plan(config, Places("demo", Path("results"), Path("results/data")))
-    assert len([name for name in plan.jobs if name.startswith("weights_demo_eva_")]) == 2
+    assert len([name for name in plan.jobs if name.startswith("extract_shapes_test_demo_eva_")]) == 2
+    assert [name for name in plan.jobs if name.startswith("weights_")] == ["weights_demo_eva"]
 
 
 @pytest.mark.parametrize("settings", [{"shards_per_job": 0}, {"shards_per_job": "abc"}, {"set": 5}])

@@ -48,6 +48,11 @@ class Site:
         """Where the hub sends those who ask for a tar."""
         return storage_path(self.tars[tar])
 
+    @property
+    def offline(self) -> Project:
+        """The same project where the hub cannot be reached."""
+        return Project(self.project.folder, {"HF_ENDPOINT": "http://127.0.0.1:9"})
+
     def downloads(self) -> int:
         """How often the bytes of a tar or archive were asked for."""
         with self.web.lock:
@@ -102,7 +107,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         web.fail(made.storage("00000.tar"), Fault(cut_after=5000), Fault(cut_after=9000, reset=True))
         web.fail(made.storage("00001.tar"), Fault(status=503, headers={"Retry-After": "0"}))
         web.fail("/coco/pictures.zip", Fault(status=429, headers={"Retry-After": "0"}), Fault(cut_after=3000))
-        made.project.snakemake()
+        made.project.flowkit("fetch", "--config", "tiny.yaml")
+        made.project.flowkit("weights", "--config", "tiny.yaml")
+        asked = len(web.requests)
+        made.offline.snakemake()
+        assert len(web.requests) == asked, "nothing after the fetch needs the network"
         yield made
 
 
@@ -117,9 +126,9 @@ def test_whole_workflow_runs_on_fetched_data(site: Site) -> None:
     assert not list(data.glob("**/missing*.json"))
 
 
-def test_nothing_after_the_fetch_needs_the_network(site: Site) -> None:
+def test_training_by_hand_needs_no_network_either(site: Site) -> None:
     asked = len(site.web.requests)
-    gone = Project(site.project.folder, {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    gone = site.offline
     assert gone.planned() == {}
     said = gone.flowkit(
         "sample",
@@ -197,7 +206,12 @@ def test_a_newer_commit_changes_nothing_until_the_listing_is_deleted(site: Site)
     kept = listing.read_text()
     listing.unlink()
     assert "extract_shapes_demo_eva" in site.project.planned(), "a fourth tar is there now"
+    changed = {**site.tars, "00001.tar": site.tars["00002.tar"]}
+    site.web.commit(REPOSITORY, changed)
+    listing.unlink()
+    assert {"fetch_shapes"} <= set(site.project.planned()), "the same name with other bytes is fetched again"
     listing.write_text(kept)
+    assert site.project.planned() == {}
 
 
 def test_what_cannot_be_had_is_marked_and_the_rest_is_fetched(tmp_path: Path) -> None:
@@ -216,6 +230,17 @@ def test_what_cannot_be_had_is_marked_and_the_rest_is_fetched(tmp_path: Path) ->
         assert made.downloads() == before + 1, "only the missing tar is fetched"
         assert len(list(shards.glob("*/manifest.json"))) == TARS
         assert not (shards / "00000.missing.json").exists()
+
+
+def test_one_missing_tar_does_not_keep_later_batches_from_being_fetched(tmp_path: Path) -> None:
+    with WebServer() as web:
+        made = make_site(tmp_path, web)
+        web.fail(made.storage("00000.tar"), Fault(status=404, times=-1))
+        by_two = Project(made.project.folder, {**made.project.variables, "FLOWKIT_SHARDS_PER_JOB": "2"})
+        said = by_two.flowkit("fetch", "--config", "tiny.yaml", "--dataset", "shapes", check=False)
+        assert "flowkit: error: 1 of 2 files are missing, the first is 00000.tar" in said
+        shards = made.project.folder / "results/data/shards/shapes"
+        assert sorted(path.parent.name for path in shards.glob("*/manifest.json")) == ["00001", "00002"]
 
 
 def test_wrong_bytes_are_refused_by_digest(tmp_path: Path) -> None:
