@@ -115,6 +115,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
+@pytest.mark.slow
 def test_whole_workflow_runs_on_fetched_data(site: Site) -> None:
     data = site.project.folder / "results/data"
     found = sorted(path.parent for path in data.glob("features/shapes/demo-vit-*/*/*/zarr.json"))
@@ -126,6 +127,7 @@ def test_whole_workflow_runs_on_fetched_data(site: Site) -> None:
     assert not list(data.glob("**/missing*.json"))
 
 
+@pytest.mark.slow
 def test_training_by_hand_needs_no_network_either(site: Site) -> None:
     asked = len(site.web.requests)
     gone = site.offline
@@ -145,6 +147,7 @@ def test_training_by_hand_needs_no_network_either(site: Site) -> None:
     assert len(site.web.requests) == asked
 
 
+@pytest.mark.slow
 def test_how_things_are_fetched_is_no_reason_to_fetch_them_again(site: Site) -> None:
     for name, old in (("remote", "CHUNK_BYTES = 1 << 18"), ("hub", 'PUBLIC_ENDPOINT = "https')):
         path = f"flowkit/shards/{name}.py"
@@ -154,6 +157,7 @@ def test_how_things_are_fetched_is_no_reason_to_fetch_them_again(site: Site) -> 
         (site.project.folder / path).write_text(original)
 
 
+@pytest.mark.slow
 def test_fewer_samples_rerun_extraction_and_fetch_nothing(site: Site) -> None:
     planned = site.project.planned("--config", "set=datasets.shapes.samples_per_shard=20")
     assert {"extract_shapes_demo_eva", "extract_shapes_demo_vit", "pairs_shapes", "train_flow"} <= set(
@@ -163,12 +167,14 @@ def test_fewer_samples_rerun_extraction_and_fetch_nothing(site: Site) -> None:
     assert not any(name.startswith(("fetch", "shards", "extract_coco", "texts")) for name in planned)
 
 
+@pytest.mark.slow
 def test_conversion_to_int8_sits_between_extraction_and_pairs(site: Site) -> None:
     planned = site.project.planned("--config", "set=encoders.source_storage=int8")
     assert {"convert_shapes", "convert_coco", "pairs_shapes", "pairs_coco", "train_flow"} <= set(planned)
     assert not any(name.startswith(("fetch", "shards", "extract", "texts", "head")) for name in planned)
 
 
+@pytest.mark.slow
 def test_training_reads_converted_stores_and_every_store_verifies(site: Site) -> None:
     eight = yaml.safe_load((site.project.folder / "tiny.yaml").read_text())
     eight["experiment"] = "eight"
@@ -186,6 +192,7 @@ def test_training_reads_converted_stores_and_every_store_verifies(site: Site) ->
     assert f"{3 * (TARS + 2)} stores are whole" in said
 
 
+@pytest.mark.slow
 def test_verify_names_the_file_with_a_flipped_bit(site: Site) -> None:
     (store,) = (site.project.folder / "results/data/features/coco").glob("demo-vit-*/00001/*/tokens/c.0.0.0")
     original = store.read_bytes()
@@ -199,6 +206,7 @@ def test_verify_names_the_file_with_a_flipped_bit(site: Site) -> None:
         store.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_a_newer_commit_changes_nothing_until_the_listing_is_deleted(site: Site) -> None:
     site.web.commit(REPOSITORY, {**site.tars, "00003.tar": site.tars["00000.tar"]})
     assert site.project.planned() == {}
