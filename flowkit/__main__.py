@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +110,8 @@ def _add_stage(stage: str, help_text: str) -> None:
             has_own_data = _is_given(context, "data_root")
             _demand_own_place(stage, overrides, has_own_data=has_own_data)
             plan = _plan(config or Path(), overrides, profile, results, data_root)
-            specs = [job.spec for job in plan.select(stage, run=run, dataset=dataset, encoder=encoder)]
+            jobs = plan.select(stage, run=run, dataset=dataset, encoder=encoder)
+            specs = [replace(job.spec, by_hand=tuple(job.tracked)) for job in jobs]
         failed: list[FlowkitError] = []
         for one in specs:
             spec_text = json.dumps(one.as_dict(), sort_keys=True)

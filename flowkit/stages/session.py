@@ -44,6 +44,8 @@ class Spec:
     values: Mapping[str, Any]
     places: Places
     code: tuple[str, ...]
+    by_hand: tuple[str, ...] = ()
+    """What Snakemake would track, where a person started the stage: Snakemake itself knows nothing of such a result."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form that the command line takes as `--spec`."""
@@ -93,7 +95,7 @@ class Session:
             return False
         shutil.rmtree(self._work, ignore_errors=True)
         if (ran := self._record_of_key).is_file():
-            write_json(self.folder / RUN_RECORD, read_json(ran))
+            write_json(self.folder / RUN_RECORD, {**read_json(ran), "by_hand": list(self.spec.by_hand)})
         write_json(self.folder / MANIFEST, manifest)
         logger.info("stage=%s adopted=%s", self.spec.stage, self.folder / manifest["content"])
         return True
@@ -119,7 +121,7 @@ class Session:
         write_json(self.folder / "state" / f"made-{self.key}.json", manifest)
         made.rename(final)
         shutil.rmtree(self._work, ignore_errors=True)
-        record = self.record.as_dict()
+        record = self.record.as_dict() | {"by_hand": list(self.spec.by_hand)}
         write_json(self._record_of_key, record)
         write_json(self.folder / RUN_RECORD, record)
         write_json(self.folder / MANIFEST, manifest)
@@ -167,6 +169,21 @@ def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{content}: missing though {MANIFEST} names it, run stage {manifest['stage']} again"
         )
     return content, manifest
+
+
+def show_made_by_hand(folder: Path, tracked: Sequence[str]) -> None:
+    """Hide the manifest of a result that was made by hand from other values or other code, or show it again.
+
+    Snakemake has no record of such a result and would take it for the one that is asked for.
+    """
+    record = folder / RUN_RECORD
+    by_hand = read_json(record).get("by_hand", []) if record.is_file() else []
+    shown, hidden = folder / MANIFEST, folder / f"other-values-{MANIFEST}"
+    if by_hand and set(by_hand) != set(tracked):
+        if shown.is_file():
+            shown.replace(hidden)
+    elif by_hand and hidden.is_file() and not shown.exists():
+        hidden.replace(shown)
 
 
 def reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:

@@ -123,3 +123,18 @@ def test_touch_accepts_a_harmless_edit(finished) -> None:
     finally:
         (finished.folder / "flowkit/evaluation/retrieval.py").write_text(original)
         finished.snakemake("--touch")
+
+
+def test_what_was_made_by_hand_from_other_values_is_made_again(finished) -> None:
+    """Snakemake has no record of it; without one it would take any file for the right one."""
+    original = (finished.folder / "tiny.yaml").read_text()
+    finished.flowkit("baselines", "--config", "tiny.yaml")
+    manifest = "results/tiny/runs/ridge/samples/test/manifest.json"
+    finished.snakemake("--cleanup-metadata", manifest, manifest.replace("ridge", "constant"))
+    assert finished.planned() == {}, "made by hand from the same values"
+    try:
+        finished.edit("tiny.yaml", "evaluation: {images: 32", "evaluation: {images: 31")
+        assert "baselines" in finished.planned()
+    finally:
+        (finished.folder / "tiny.yaml").write_text(original)
+    assert finished.planned() == {}, "the old values are asked for again"
