@@ -7,6 +7,7 @@ ceiling of every figure.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def run(spec: Spec) -> None:
     with ExitStack() as stack:
         missing: dict[str, Session] = {}
         for name in names:
-            one = Spec(spec.stage, {**spec.target, "baselines": name}, spec.values, spec.places, spec.code)
+            one = replace(spec, target={**spec.target, "baselines": name})
             session = stack.enter_context(open_session(one, spec.places.samples(name, dataset), pair_folders))
             if not session.is_done:
                 missing[name] = session
