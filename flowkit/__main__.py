@@ -7,6 +7,7 @@ library is imported, so this module imports none.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -48,6 +49,7 @@ STAGES = {
     "report": "Write the static pages.",
 }
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NETWORK_STAGES = ("fetch", "weights")
 """All other stages run with the hub's libraries switched to offline."""
 
@@ -266,10 +268,18 @@ def main() -> None:
     try:
         app()
     except FlowkitError as error:
-        for line in str(error).splitlines():
-            sys.stderr.write(f"flowkit: error: {line}\n")
-        sys.stderr.flush()
-        os._exit(1)  # prefetch threads may still hold work; nothing is left to clean up
+        _end(str(error))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _end(f"{error.filename or 'the disk'}: {error.strerror}; make room or free files, then start again")
+
+
+def _end(message: str) -> None:
+    for line in message.splitlines():
+        sys.stderr.write(f"flowkit: error: {line}\n")
+    sys.stderr.flush()
+    os._exit(1)  # prefetch threads may still hold work; nothing is left to clean up
 
 
 if __name__ == "__main__":
