@@ -10,7 +10,7 @@ from flowkit.machine import split_machine_settings
 from flowkit.paths import Places
 from flowkit.runtime import prefer_this_python
 from flowkit.stages.jobs import pack_spec
-from flowkit.stages.session import show_made_by_hand
+from flowkit.stages.session import hide_other_values
 from flowkit.stages.specs import Plan
 
 prefer_this_python()
@@ -41,9 +41,13 @@ def spec_of(job):
 try:
     PLAN = load_plan(config)
     JOBS = PLAN.jobs
-    for job in JOBS.values():
-        for folder in job.folders:
-            show_made_by_hand(folder, job.tracked)
+    # Snakemake makes no missing file anew that only finished rules read, so `all` asks for the hidden ones
+    MADE_OTHERWISE = [
+        manifest
+        for job in JOBS.values()
+        for folder, manifest in zip(job.folders, job.manifests)
+        if hide_other_values(folder, job.tracked)
+    ]
 except FlowkitError as error:
     raise WorkflowError(str(error))
 

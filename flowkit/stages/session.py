@@ -31,6 +31,7 @@ from flowkit.provenance import RunRecord, digest_of, file_digest, folder_digests
 from flowkit.runtime import exclusive
 
 SCHEMA = 1
+HIDDEN_MANIFEST = f"other-values-{MANIFEST}"
 KEPT_GENERATIONS = 2
 LOCK_WAIT_SECONDS = 20.0
 
@@ -94,9 +95,9 @@ class Session:
             made.unlink()
             return False
         shutil.rmtree(self._work, ignore_errors=True)
-        if (ran := self._record_of_key).is_file():
-            write_json(self.folder / RUN_RECORD, {**read_json(ran), "by_hand": list(self.spec.by_hand)})
-        write_json(self.folder / MANIFEST, manifest)
+        ran = self._record_of_key
+        record = read_json(ran) if ran.is_file() else self.record.as_dict()  # a kill can leave it out
+        self._show(manifest, record)
         logger.info("stage=%s adopted=%s", self.spec.stage, self.folder / manifest["content"])
         return True
 
@@ -121,13 +122,17 @@ class Session:
         write_json(self.folder / "state" / f"made-{self.key}.json", manifest)
         made.rename(final)
         shutil.rmtree(self._work, ignore_errors=True)
-        record = self.record.as_dict() | {"by_hand": list(self.spec.by_hand)}
+        record = self.record.as_dict()
         write_json(self._record_of_key, record)
-        write_json(self.folder / RUN_RECORD, record)
-        write_json(self.folder / MANIFEST, manifest)
+        self._show(manifest, record)
         _prune(self.folder, keep=content)
         logger.info("stage=%s committed=%s", self.spec.stage, final)
         return final
+
+    def _show(self, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        (self.folder / HIDDEN_MANIFEST).unlink(missing_ok=True)  # first, or a kill would let it pass for this one
+        write_json(self.folder / RUN_RECORD, {**record, "by_hand": list(self.spec.by_hand)})
+        write_json(self.folder / MANIFEST, manifest)
 
     def _is_intact(self, manifest: Mapping[str, Any]) -> bool:
         content = self.folder / manifest["content"]
@@ -171,19 +176,21 @@ def committed(folder: Path) -> tuple[Path, dict[str, Any]]:
     return content, manifest
 
 
-def show_made_by_hand(folder: Path, tracked: Sequence[str]) -> None:
+def hide_other_values(folder: Path, tracked: Sequence[str]) -> bool:
     """Hide the manifest of a result that was made by hand from other values or other code, or show it again.
 
-    Snakemake has no record of such a result and would take it for the one that is asked for.
+    Snakemake has no record of such a result and would take it for the one that is asked for. Returns True if the
+    result has a hidden manifest and no other.
     """
     record = folder / RUN_RECORD
     by_hand = read_json(record).get("by_hand", []) if record.is_file() else []
-    shown, hidden = folder / MANIFEST, folder / f"other-values-{MANIFEST}"
+    shown, hidden = folder / MANIFEST, folder / HIDDEN_MANIFEST
     if by_hand and set(by_hand) != set(tracked):
         if shown.is_file():
             shown.replace(hidden)
     elif by_hand and hidden.is_file() and not shown.exists():
         hidden.replace(shown)
+    return hidden.is_file() and not shown.exists()
 
 
 def reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:

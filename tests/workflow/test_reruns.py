@@ -125,6 +125,23 @@ def test_touch_accepts_a_harmless_edit(finished) -> None:
         finished.snakemake("--touch")
 
 
+def test_extraction_by_hand_from_other_values_is_made_again(finished) -> None:
+    """Its stores are read by finished rules only, and Snakemake does not miss such files by itself."""
+    finished.flowkit("extract", "--config", "tiny.yaml", "--dataset", "test")
+    original = (finished.folder / "tiny.yaml").read_text()
+    stores = [str(path) for path in finished.folder.glob("results/data/features/test/demo-*/*/manifest.json")]
+    finished.snakemake("--cleanup-metadata", *(path.removeprefix(f"{finished.folder}/") for path in stores))
+    assert finished.planned() == {}
+    try:
+        finished.edit("tiny.yaml", "batch_size: 16\nmodel", "batch_size: 8\nmodel")
+        planned = finished.planned()
+        assert "extract_test_demo_eva" in planned
+        assert "Missing output" in planned["extract_test_demo_eva"]
+    finally:
+        (finished.folder / "tiny.yaml").write_text(original)
+    assert finished.planned() == {}
+
+
 def test_what_was_made_by_hand_from_other_values_is_made_again(finished) -> None:
     """Snakemake has no record of it; without one it would take any file for the right one."""
     original = (finished.folder / "tiny.yaml").read_text()
