@@ -130,7 +130,8 @@ class Session:
         return final
 
     def _show(self, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        (self.folder / HIDDEN_MANIFEST).unlink(missing_ok=True)  # first, or a kill would let it pass for this one
+        # first, or a kill in between would let the hidden one pass for this one
+        (self.folder / HIDDEN_MANIFEST).unlink(missing_ok=True)
         write_json(self.folder / RUN_RECORD, {**record, "by_hand": list(self.spec.by_hand)})
         write_json(self.folder / MANIFEST, manifest)
 
