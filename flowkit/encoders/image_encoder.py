@@ -8,6 +8,7 @@ images runs the same kernels whatever came before it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,7 @@ COMPILED_MULTIPLE = 32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-class ImageEncoder:
+class ImageEncoder(ABC):
     """The image half of a `FrozenEncoder`; families inherit and implement `_forward`."""
 
     layer = TOKEN_LAYER
@@ -77,9 +78,9 @@ class ImageEncoder:
             tokens_NTD, pooled_NP = self._run(pixels_NCHW.to(self.device, non_blocking=True))
         return tokens_NTD.float(), pooled_NP.float()
 
+    @abstractmethod
     def _forward(self, pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens and pooled in any float type; the pixels lie on `device`."""
-        raise NotImplementedError
 
     @contextmanager
     def _exact_convolutions(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ Importing it is cheap: huggingface_hub is imported where it is used.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from pathlib import Path
 
 from flowkit.encoders.names import form_with_file
 from flowkit.errors import EncoderError
+from flowkit.hub_access import LIBRARY, hub_endpoint, hub_headers
 from flowkit.provenance import file_digest
 
-PUBLIC_ENDPOINT = "https://huggingface.co"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -92,13 +91,12 @@ def _ask(wanted: HubWeights, encoder: str) -> tuple[str, RemoteWeights]:
     from httpx2 import TransportError
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-    from huggingface_hub.utils import build_hf_headers
 
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_ENDPOINT
+    endpoint = hub_endpoint()
     for name in wanted.names:
         url = hf_hub_url(wanted.repository, name, endpoint=endpoint)
         try:
-            found = get_hf_file_metadata(url, library_name="flowkit", retry_on_errors=True)
+            found = get_hf_file_metadata(url, library_name=LIBRARY, retry_on_errors=True)
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, TransportError, OSError) as fault:
@@ -111,8 +109,7 @@ def _ask(wanted: HubWeights, encoder: str) -> tuple[str, RemoteWeights]:
                 f"{url} comes without size, commit or SHA-256, so it cannot be checked; {_remedy(encoder)}"
             )
         pinned = hf_hub_url(wanted.repository, name, revision=found.commit_hash, endpoint=endpoint)
-        headers = {key: value for key, value in build_hf_headers(library_name="flowkit").items() if value}
-        return name, RemoteWeights(pinned, found.size, str(found.etag), headers)
+        return name, RemoteWeights(pinned, found.size, str(found.etag), hub_headers())
     raise EncoderError(
         f"{wanted.repository} has none of {', '.join(wanted.names)} on the hub; {_remedy(encoder)}"
     )

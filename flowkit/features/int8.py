@@ -34,7 +34,6 @@ from flowkit.features.metadata import (
     array_document,
     commit,
     data_file,
-    file_sha256,
     flush,
     group_document,
     write_document,
@@ -43,6 +42,7 @@ from flowkit.features.quantisation import Channels, channels_of, quantise
 from flowkit.features.records import REMEDY, HalfArray, RecordLayout
 from flowkit.features.store import TokenStore
 from flowkit.features.stream import RecordStream, checksum_of, disk_errors
+from flowkit.provenance import file_digest
 
 Progress = Callable[[int], None]
 
@@ -160,7 +160,7 @@ def _write(store: TokenStore, work: Path, attributes: dict[str, Any]) -> None:
     for name in (tables.SAMPLES_FILE, tables.REJECTS_FILE):
         partial = work / f"{name}.partial"
         shutil.copyfile(store.path / name, partial)
-        digests[name] = file_sha256(partial)
+        digests[name] = file_digest(partial)
         if digests[name] != store.table_digests[name]:
             raise StoreError(f"{store.path / name} does not match its checksum; {REMEDY}")
         commit(partial, work / name)

@@ -121,12 +121,6 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
         commit(partial, path)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def commit(partial: Path, path: Path) -> None:
     """Flush `partial` to disk, give it the name `path`, and flush the folder."""
     flush(partial)

@@ -31,7 +31,6 @@ from flowkit.features.metadata import (
     TOKENS_SCALE,
     array_document,
     data_file,
-    file_sha256,
     read_document,
     read_group,
 )
@@ -44,6 +43,7 @@ from flowkit.features.records import (
     Rows,
     largest_bits,
 )
+from flowkit.provenance import file_digest
 
 if TYPE_CHECKING:
     import zarr
@@ -190,7 +190,7 @@ class TokenStore:
             if reader.count
         }
         return {
-            name: records[name].digest() if name in records else file_sha256(self.path / name)
+            name: records[name].digest() if name in records else file_digest(self.path / name)
             for name in self.files()
         }
 

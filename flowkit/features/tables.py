@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowkit.errors import StoreError
-from flowkit.features.metadata import commit, file_sha256
+from flowkit.features.metadata import commit
 from flowkit.features.stream import disk_errors
+from flowkit.provenance import file_digest
 
 SAMPLES_FILE, REJECTS_FILE = "samples.parquet", "rejects.parquet"
 
@@ -109,7 +110,7 @@ def write_parquet(path: Path, table: pa.Table) -> str:
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
         pq.write_table(table, partial)
-        digest = file_sha256(partial)
+        digest = file_digest(partial)
         commit(partial, path)
     return digest
 

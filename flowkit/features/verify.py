@@ -20,10 +20,11 @@ import numpy as np
 
 from flowkit.errors import StoreError
 from flowkit.features import tables
-from flowkit.features.metadata import DOCUMENT, file_sha256, read_document
+from flowkit.features.metadata import DOCUMENT, read_document
 from flowkit.features.records import DIGEST_OF_CHECKSUMS, REMEDY
 from flowkit.features.store import TokenStore
 from flowkit.paths import MANIFEST, converted
+from flowkit.provenance import file_digest
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -208,7 +209,7 @@ def _check_manifest(folder: Path, store: TokenStore) -> None:
         raise StoreError(f"{store.path / name} is not both there and in {folder / MANIFEST}; {REMEDY}")
     for name, digest in listed.items():
         is_cheap = digest.startswith(DIGEST_OF_CHECKSUMS)
-        if digest != (cheap[name] if is_cheap else file_sha256(store.path / name)):
+        if digest != (cheap[name] if is_cheap else file_digest(store.path / name)):
             raise StoreError(
                 f"{store.path / name} does not have the digest that {folder / MANIFEST} names; {REMEDY}"
             )

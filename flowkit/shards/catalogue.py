@@ -5,12 +5,12 @@ The order of the names is the order of the data set everywhere downstream.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from flowkit.errors import ShardError
+from flowkit.provenance import file_digest
 
 Tar = TypeVar("Tar")
 
@@ -36,9 +36,7 @@ def list_tars(folder: Path) -> list[Path]:
 def describe_tar(tar: Path) -> TarDescription:
     """Return name, size in bytes and SHA-256 of a tar; raises `ShardError` if it cannot be read."""
     try:
-        with tar.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return {"name": tar.name, "bytes": stream.tell(), "sha256": digest}
+        return {"name": tar.name, "bytes": tar.stat().st_size, "sha256": file_digest(tar)}
     except OSError as fault:
         raise ShardError(f"{tar} cannot be read ({fault.strerror}); fetch or write it again") from fault
 

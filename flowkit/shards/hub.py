@@ -8,7 +8,6 @@ Importing this module is cheap: huggingface_hub is imported where it is used.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowkit.errors import ConfigError, ShardError
+from flowkit.hub_access import LIBRARY, hub_endpoint, hub_headers
 from flowkit.shards.remote import RemoteFile, download
 from flowkit.shards.retries import (
     RETRIED_STATUS,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-PUBLIC_ENDPOINT = "https://huggingface.co"
 _NUMBERED = re.compile(r"(\d+)\.tar$")
 Result = TypeVar("Result")
 
@@ -86,7 +85,7 @@ def list_tars_of_hub(repository: str, revision: str, *, patience: Patience | Non
     demand_online(f"the list of tars of {repository}")
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=_endpoint(), library_name="flowkit")
+    api = HfApi(endpoint=hub_endpoint(), library_name=LIBRARY)
     patience = patience or Patience()
     commit = _ask(repository, revision, lambda: _find_commit(api, repository, revision, patience), patience)
     tars = _ask(repository, revision, lambda: _list_commit(api, repository, commit), patience)
@@ -130,27 +129,21 @@ def download_tar(
 ) -> Path:
     """Return `folder/<file name>` once it holds the tar as listed; resumes, see `remote.download`."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
 
     url = hf_hub_url(
-        listing.repository, tar.name, repo_type="dataset", revision=listing.commit, endpoint=_endpoint()
+        listing.repository, tar.name, repo_type="dataset", revision=listing.commit, endpoint=hub_endpoint()
     )
-    headers = {name: value for name, value in build_hf_headers(library_name="flowkit").items() if value}
     try:
         return download(
             RemoteFile(url, tar.bytes, tar.sha256),
             folder / tar.file_name,
             progress=progress,
-            headers=headers,
+            headers=hub_headers(),
             patience=patience,
         )
     except Refused as fault:
         what = f"{tar.name} of {listing.repository} at commit {listing.commit}"
         raise _refusal(what, listing.repository, fault.status) from fault
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_ENDPOINT
 
 
 def _find_commit(api: HfApi, repository: str, revision: str, patience: Patience) -> str:
@@ -195,7 +188,7 @@ def _ask(repository: str, revision: str, question: Callable[[], Result], patienc
             retries.pause(" ".join(str(fault).split()) or type(fault).__name__, None)
         except JSONDecodeError as fault:
             raise DownloadError(
-                f"{_endpoint()} does not answer as a hub does; correct HF_ENDPOINT, or log in to the network"
+                f"{hub_endpoint()} does not answer as a hub does; correct HF_ENDPOINT, or log in to the network"
             ) from fault
         except HFValidationError as fault:
             raise ConfigError(f"{repository!r} is no name of a repository; expected owner/name") from fault
@@ -209,7 +202,7 @@ def _refusal(what: str, repository: str, status: int, code: str = "") -> Downloa
     if code == "RevisionNotFound":
         remedy = "there is no such revision: give a branch, tag or commit of the repository"
     elif status in (401, 403):
-        page = f"{_endpoint()}/datasets/{repository}"
+        page = f"{hub_endpoint()}/datasets/{repository}"
         remedy = (
             f"it is gated, private or does not exist: accept its terms at {page}, log in with `hf auth login` or "
             "set HF_TOKEN, and check the name"
@@ -218,4 +211,4 @@ def _refusal(what: str, repository: str, status: int, code: str = "") -> Downloa
         remedy = "there is no such thing (any more): check the name, or list again with another revision"
     else:
         remedy = "see the hub's status page, or give another HF_ENDPOINT"
-    return Refused(f"the hub at {_endpoint()} refused {what} with HTTP {status}; {remedy}", status)
+    return Refused(f"the hub at {hub_endpoint()} refused {what} with HTTP {status}; {remedy}", status)

@@ -7,7 +7,6 @@ when size and digest are right. Proxies come from the environment; there is one 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError, SSLError
 
 from flowkit.errors import ShardError
+from flowkit.provenance import file_digest
 from flowkit.shards.retries import (
     RETRIED_STATUS,
     DownloadError,
@@ -77,7 +77,7 @@ def download(
     """
     report = progress or _ignore
     try:
-        if to.exists() and to.stat().st_size == file.bytes and _sha256(to) == file.sha256:
+        if to.exists() and to.stat().st_size == file.bytes and file_digest(to) == file.sha256:
             report(file.bytes)
             return to
         demand_online(file.url)
@@ -112,12 +112,12 @@ def _complete(transfer: _Transfer) -> None:
     """Fetch and check; bytes put together from several answers get a second chance from the start."""
     file = transfer.file
     transfer.fetch()
-    found = _sha256(transfer.partial)
+    found = file_digest(transfer.partial)
     if found != file.sha256 and transfer.is_joined:
         logger.warning("download url=%s the joined parts have a wrong digest, starting over", file.url)
         transfer.discard()
         transfer.fetch()
-        found = _sha256(transfer.partial)
+        found = file_digest(transfer.partial)
     if found != file.sha256:
         transfer.discard()
         raise WrongDigest(
@@ -251,11 +251,6 @@ def _pool(url: str, timeout_seconds: float) -> urllib3.PoolManager:
     if proxy is None or proxy_bypass(parts.netloc):
         return urllib3.PoolManager(timeout=timeout)
     return urllib3.ProxyManager(proxy if "://" in proxy else f"http://{proxy}", timeout=timeout)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _in_one_line(fault: Exception) -> str:

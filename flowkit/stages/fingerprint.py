@@ -23,14 +23,16 @@ TOWER_TRAINING = {
 }
 DRAWING = {"flowkit.shards.demo_shapes", "flowkit.shards.demo_raster"}
 COCO = {"flowkit.shards.coco"}
-FETCHING = {f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")}
+FETCHING = {"flowkit.hub_access", "flowkit.encoders.weight_hub"} | {
+    f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")
+}
 """Not tracked: what is fetched is checked by digest, so how it is fetched cannot change it."""
 REPORT_FILES = ("report/templates",)
 
 
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     """Return the fingerprint of the code that a stage reaches with these values."""
-    leave_out = {*FETCHING, "flowkit.encoders.weight_hub", "flowkit.encoders.open_clip_text"}
+    leave_out = {*FETCHING, "flowkit.encoders.open_clip_text"}
     if stage == "shards":
         (dataset,) = values["datasets"].values()
         leave_out |= (DRAWING if dataset["kind"] != "demo" else set()) | (

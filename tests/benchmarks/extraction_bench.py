@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from loader_bench import row
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from rows import Row, row
 
 from flowkit.encoders.contract import FrozenEncoder
 from flowkit.encoders.demo_towers import PREPROCESSING as DEMO_PREPROCESSING
@@ -40,7 +40,6 @@ WIDTH, HEIGHT, QUALITY = 640, 480, 90
 PHOTOGRAPHS, DISTINCT = 384, 32
 VIT_IMAGES, VIT_BATCH, DEMO_BATCH, INPUT_BATCH = 8, 4, 64, 16
 VIT_PIXELS = PreprocessCfg(size=224)
-Row = dict[str, Any]
 Work = Callable[[], int]
 """Does one piece of work and returns the number of images."""
 

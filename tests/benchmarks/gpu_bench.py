@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from extraction_bench import Bench, Row, random_open_clip
-from loader_bench import row
+from extraction_bench import Bench, random_open_clip
+from rows import Row, row
 
 from flowkit.encoders.contract import FrozenEncoder
 from flowkit.encoders.eva_clip import EvaClipEncoder, EvaConfig, build_eva

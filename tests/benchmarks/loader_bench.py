@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -18,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,6 +31,7 @@ from loader_peers import (
     memmap_fresh,
 )
 from numpy.typing import NDArray
+from rows import Row, row
 
 from flowkit.features.loader import PairedTokens
 from flowkit.features.order import block_order, order
@@ -42,8 +41,6 @@ from flowkit.features.tables import write_parquet
 WARM_BATCHES = 5
 READ_BYTES = 1 << 23
 PAIRS_OF_A_LONG_RUN = 5_000_000
-
-Row = dict[str, Any]
 
 
 def rows(folder: Path, *, repeats: int = 7) -> list[Row]:
@@ -120,30 +117,6 @@ def _ratio_row(
     ratios = [slow.cpu / fast.cpu for slow, fast in paired]
     wall = statistics.median(slow.wall / fast.wall for slow, fast in paired)
     return row(name, ratios, demand, wall=round(wall, 3))
-
-
-def row(name: str, values: list[float], demand: float | None, *, at_most: bool = False, **more: Any) -> Row:
-    """One line of the report; `demand` is the least value, or the largest where `at_most`."""
-    value = statistics.median(values)
-    holds = None if demand is None else (value <= demand if at_most else value >= demand)
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "demand": demand,
-        "holds": holds,
-        "median_of": len(values),
-        "spread": [round(min(values), 3), round(max(values), 3)],
-        "device": device(),
-        **more,
-    }
-
-
-def device() -> str:
-    """The processor and how many of its cores this process may use."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.machine()])[0]}, {len(os.sched_getaffinity(0))} cores"
 
 
 def cold_rows(material: Material, repeats: int) -> list[Row]:

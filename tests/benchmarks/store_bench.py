@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from loader_bench import device
 from numpy.typing import NDArray
+from rows import Row, row
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from flowkit.features.int8 import convert_store
@@ -34,7 +33,6 @@ SHAPES = {"clip": (257, 1024), "eva": (257, 4096)}
 ZARR_SAMPLES, ZARR_PARTS = 256, 16
 OUTLIER_SAMPLES = 8
 
-Row = dict[str, Any]
 Floats = NDArray[np.floating]
 
 
@@ -269,21 +267,3 @@ def speed_row(
     paired = list(zip(runs[peer], runs[contender], strict=True))
     wall = statistics.median(peer.wall / contender.wall for peer, contender in paired)
     return row(name, [peer.cpu / own.cpu for peer, own in paired], demand, wall=round(wall, 3))
-
-
-def row(
-    name: str, values: Sequence[float], demand: float | None, *, at_most: bool = False, **more: Any
-) -> Row:
-    """One line of the report; `demand` is the least value, or the largest where `at_most`; None reports only."""
-    value = statistics.median(values)
-    holds = None if demand is None else (value <= demand if at_most else value >= demand)
-    return {
-        "name": name,
-        "value": round(value, 6),
-        "demand": demand,
-        "holds": holds,
-        "median_of": len(values),
-        "spread": [round(min(values), 6), round(max(values), 6)],
-        "device": device(),
-        **more,
-    }

@@ -60,7 +60,7 @@ TABLE = (
     Edit("forward pass of the encoders", "flowkit/encoders/image_encoder.py", "import torch\n",
          "import torch\n\nNEW = 1\n", EXTRACTED | PAIRED | {"texts_test", "head_demo_vit"} | AFTER_PAIRS,
          "extract_train_demo_eva", "flowkit.encoders.image_encoder@"),
-    Edit("how weights are found", "flowkit/encoders/weight_hub.py", 'PUBLIC_ENDPOINT = "https',
+    Edit("how weights are found", "flowkit/hub_access.py", 'PUBLIC_ENDPOINT = "https',
          'PUBLIC_ENDPOINT = "" or "https', set()),
     Edit("precision of the target", "tiny.yaml", "target: {name: demo-vit}",
          "target: {name: demo-vit, precision: bf16}",
