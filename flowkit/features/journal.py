@@ -25,7 +25,7 @@ from typing import Any, Self
 import google_crc32c
 
 from flowkit.errors import StoreError
-from flowkit.features.stream import cut_back, disk_errors, write_fully
+from flowkit.features.stream import OpenFile, cut_back, disk_errors, write_fully
 from flowkit.features.tables import RejectRow, SampleRow
 
 _CRC_DIGITS = 8
@@ -60,7 +60,7 @@ class Batch:
         return cls(document["next_index"], samples, rejects, document.get("origin"))
 
 
-class Journal:
+class Journal(OpenFile):
     """The journal file `path`; `header`, `batches` and `verified` are its whole lines when it was opened or last cut.
 
     `append` and `add_verified` may be called from different threads. Raises `StoreError` if another process, or another
@@ -115,17 +115,6 @@ class Journal:
         """Note that batches of `origin`, earlier and later ones, were read from the right thing."""
         self._write(_verified_line(origin))
         self.verified.add(origin)
-
-    def sync(self) -> None:
-        """Force to disk what was written."""
-        with disk_errors(self.path):
-            os.fdatasync(self._descriptor)
-
-    def close(self) -> None:
-        """Let go of the file and its lock; closing it twice does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
 
     def _write(self, line: bytes) -> int:
         """Add a line; returns where it ends."""

@@ -22,7 +22,25 @@ from flowkit.features.records import CRC_BYTES, RecordLayout
 BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
 
 
-class RecordStream:
+class OpenFile:
+    """A file that is open for writing; `_descriptor` is negative once it is closed."""
+
+    path: Path
+    _descriptor: int
+
+    def sync(self) -> None:
+        """Force to disk what was written."""
+        with disk_errors(self.path):
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; closing it twice does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class RecordStream(OpenFile):
     """The file `path` while it is being written, cut back to its first `count` records."""
 
     def __init__(self, path: Path, layout: RecordLayout, count: int = 0) -> None:
@@ -52,17 +70,6 @@ class RecordStream:
         else:
             self.path.unlink()
         self.close()
-
-    def sync(self) -> None:
-        """Force to disk what was written."""
-        with disk_errors(self.path):
-            os.fdatasync(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file; closing it twice does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
 
     def _write(self, buffers: Sequence[bytes | NDArray[Any]]) -> None:
         with disk_errors(self.path):

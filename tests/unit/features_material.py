@@ -43,6 +43,11 @@ def is_rejected(index: int) -> bool:
     return index % 7 == 3
 
 
+BATCHES = 5
+ORIGIN = {"weights_sha256": "1" * 64, "source": {"name": "00000.tar", "sha256": "2" * 64}}
+KEPT = sum(not is_rejected(index) for index in range(BATCHES * BATCH))
+
+
 def open_writer(folder: Path, **attributes: object) -> TokenStoreWriter:
     return TokenStoreWriter(
         folder, token_shape=TOKEN_SHAPE, pooled_width=POOLED_WIDTH, attributes={**ATTRIBUTES, **attributes}

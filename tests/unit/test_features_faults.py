@@ -22,22 +22,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from features_material import ATTRIBUTES, BATCH, files_of, is_rejected, open_writer, sample_row, write_batches
+from features_material import (
+    ATTRIBUTES,
+    BATCH,
+    files_of,
+    open_writer,
+    sample_row,
+    write_batches,
+)
 
 from flowkit.errors import StoreError
 from flowkit.features.int8 import convert_store
 from flowkit.features.store import TokenStore
 from flowkit.features.verify import verify_store
 from flowkit.features.writer import TokenStoreWriter
-
-BATCHES = 5
-ORIGIN = {"weights_sha256": "1" * 64, "source": {"name": "00000.tar", "sha256": "2" * 64}}
-KEPT = sum(not is_rejected(index) for index in range(BATCHES * BATCH))
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_batches(tmp_path_factory.mktemp("store") / "00000", BATCHES, **ORIGIN)
 
 
 @pytest.fixture

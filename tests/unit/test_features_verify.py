@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from features_material import ATTRIBUTES, BATCH, files_of, is_rejected, open_writer, sample_row, write_batches
+from features_material import (
+    ATTRIBUTES,
+    BATCHES,
+    KEPT,
+    ORIGIN,
+    files_of,
+    open_writer,
+    sample_row,
+    write_batches,
+)
 from typer.testing import CliRunner
 
 from flowkit.__main__ import app
@@ -18,15 +27,6 @@ from flowkit.features.int8 import convert_store
 from flowkit.features.store import TokenStore
 from flowkit.features.verify import VerifyResult, find_stores, verify_store, verify_stores
 from flowkit.features.writer import TokenStoreWriter
-
-BATCHES = 5
-ORIGIN = {"weights_sha256": "1" * 64, "source": {"name": "00000.tar", "sha256": "2" * 64}}
-KEPT = sum(not is_rejected(index) for index in range(BATCHES * BATCH))
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_batches(tmp_path_factory.mktemp("store") / "00000", BATCHES, **ORIGIN)
 
 
 def as_result(store: Path, folder: Path, digests: dict[str, str] | None = None) -> Path:

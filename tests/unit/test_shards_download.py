@@ -35,17 +35,6 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
         yield server
 
 
-@pytest.fixture
-def waits() -> list[float]:
-    return []
-
-
-@pytest.fixture
-def patience(waits: list[float]) -> Patience:
-    """Notes its waits instead of waiting."""
-    return Patience(failures_in_a_row=4, timeout_seconds=5, sleep=waits.append)
-
-
 def _partial(to: Path) -> Path:
     return to.with_name(f"{to.name}.partial")
 
