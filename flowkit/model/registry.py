@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flowkit.model.config import DiTConfig
     from flowkit.model.network import DiT
 
-ARCHITECTURE_MODULES = {"blip3o": "flowkit.model.dit"}
+ARCHITECTURE_MODULES = {"blip3o": "flowkit.model.dit", "lumina_next": "flowkit.model.lumina_next"}
 """The module of each architecture."""
 
 
@@ -28,6 +28,10 @@ def find_architecture(name: str) -> Callable[[DiTConfig, nn.Module], DiT]:
         from flowkit.model.dit import Blip3oDiT
 
         return Blip3oDiT
+    if name == "lumina_next":
+        from flowkit.model.lumina_next import LuminaNextDiT
+
+        return LuminaNextDiT
     raise ValueError(
         f"model architecture is {name!r}, expected one of {sorted(ARCHITECTURE_MODULES)}; choose one of these"
     )
