@@ -274,3 +274,14 @@ def test_rotated_condition_keys_are_our_own(peer: LuminaNextDiT2DModel) -> None:
     with torch.no_grad():
         rotated = network(x, t, network.encode_condition(source))
     assert _relative_error(rotated, _ours(network)) > 100 * TOLERANCE
+
+
+def test_the_modulation_of_a_wide_network_is_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lumina_next, "WIDEST_MODULATION", 16)
+    network = build_network(CONFIG)
+    x, t, source = _inputs()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    network(x, t, network.encode_condition(source)).square().sum().backward()
+    assert {block.modulation.weight.shape for block in network.blocks} == {(4 * WIDTH, 16)}
+    assert all(block.modulation.weight.grad.any() for block in network.blocks)
