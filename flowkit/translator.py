@@ -25,10 +25,10 @@ from flowkit.flow.objective import ObjectiveConfig, Transport
 from flowkit.flow.registry import build_head, build_objective
 from flowkit.flow.scale import FeatureScale
 from flowkit.flow.solvers import find_solver
-from flowkit.model.dit import DiT, DiTConfig
+from flowkit.model.config import DiTConfig
+from flowkit.model.network import DiT
+from flowkit.model.registry import find_architecture
 
-ARCHITECTURE_MODULES = {"blip3o": "flowkit.model.dit"}
-"""The module of each architecture."""
 SCHEMA = 1
 DEFAULT_SEED = 0
 
@@ -80,17 +80,13 @@ class Statistics:
 def build_network(config: DiTConfig, *, seed: int = DEFAULT_SEED) -> DiT:
     """Return an untrained network whose weights are a pure function of `config` and `seed`.
 
-    Raises `ConfigError` for an unknown architecture.
+    Raises `ValueError` for an unknown architecture or head.
     """
-    if config.architecture not in ARCHITECTURE_MODULES:
-        raise ConfigError(
-            f"model architecture is {config.architecture!r}, expected one of {sorted(ARCHITECTURE_MODULES)}; "
-            "choose one of these"
-        )
+    architecture = find_architecture(config.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = build_head(config.head, width=config.width, target_width=config.target_width)
-        return DiT(config, head)
+        return architecture(config, head)
 
 
 class Translator:

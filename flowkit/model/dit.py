@@ -1,12 +1,17 @@
 """The `blip3o` diffusion transformer: f(x, t, condition) -> tokens of the target.
 
-    h  = W_x x + position + condition of the same position (aligned_condition)
+    h  = embedding of x and, position by position, of the condition (aligned_condition)
     h += post(op(pre(h)))  for op in self-attention, cross-attention (cross_attention), SwiGLU, in every block
     pre(h)  = rms_norm(h) (1 + scale) + shift             post(y) = layer_scale gate rms_norm(y) + shift'
     f  = head(rms_norm(h) (1 + scale) + shift)
 
 shift, scale, gate and shift' are linear in the time embedding. Gates, output shifts and head start at zero, so at
 initialisation every block is the identity and f is zero. The head comes from outside and must not limit the rank.
+
+What differs from the block as earlier published:
+- layer scale and a zero gate act behind the last norm; before it, the norm undid the scale and no branch was closed.
+- one norm on each side of an operation, weighted by the modulation, which earlier normalised a second time.
+- the learned position table is added to the input and so trained; beside rotary positions it was kept, never read.
 
 Shapes: B images, T target tokens, S source tokens, C target width, E source width, D model width.
 """
@@ -20,63 +25,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from flowkit.model.adapter import build_adapter
-from flowkit.model.layers import Attention, SwiGLU, TimeEmbedding, modulate, rms_norm
-from flowkit.model.rope import RotaryTable, grid_angles
+from flowkit.model.condition import ConditionEncoder
+from flowkit.model.config import DiTConfig
+from flowkit.model.embedding import TimeEmbedding, TokenEmbedding
+from flowkit.model.layers import Attention, KeysValues, SwiGLU, modulate, rms_norm, zero_linear
+from flowkit.model.network import Block, BlockStack, DiT
+from flowkit.model.rope import RotaryTable, rotary_table
 
-ARCHITECTURE = "blip3o"
-EMBEDDING_SPREAD = 0.02
 LAYER_SCALE = 1.0
 SHARES_PER_BRANCH = 4
 
-KeysValues = tuple[Tensor, Tensor]
 Operation = Callable[[Tensor], Tensor]
 Shares = tuple[Tensor, ...]
 """shift, scale, gate and output shift of one branch, each [B, 1, D]."""
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Everything that fixes the network's shapes. Raises `ValueError` for shapes that do not fit together."""
-
-    architecture: str
-    source_tokens: int
-    source_width: int
-    target_tokens: int
-    target_width: int
-    grid: tuple[int, int]
-    has_cls: bool
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    ffn_width: int
-    adapter_layers: int
-    cross_attention: bool
-    aligned_condition: bool
-    head: str
-
-    def __post_init__(self) -> None:
-        rows, columns = self.grid
-        if rows * columns + self.has_cls != self.target_tokens:
-            raise ValueError(
-                f"a {rows} x {columns} grid with{'' if self.has_cls else 'out'} CLS has "
-                f"{rows * columns + self.has_cls} tokens, expected {self.target_tokens}; correct grid or has_cls"
-            )
-        if self.source_tokens != self.target_tokens:
-            raise ValueError(
-                f"source has {self.source_tokens} tokens, target {self.target_tokens}, expected equal numbers on "
-                "one grid; use the same token layout for both"
-            )
-        if self.width % self.heads or self.heads % self.kv_heads or (self.width // self.heads) % 2:
-            raise ValueError(
-                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads} do not divide into even head "
-                "widths and whole groups; choose another size"
-            )
-        if not (self.cross_attention or self.aligned_condition):
-            raise ValueError(
-                "the network would not see its condition; turn on cross_attention or aligned_condition"
-            )
 
 
 @dataclass(frozen=True)
@@ -84,7 +45,7 @@ class Condition:
     """A condition encoded once per image: its tokens and, per block, the keys and values of cross-attention."""
 
     tokens_BSD: Tensor
-    keys_values: tuple[KeysValues, ...]
+    keys_values: tuple[KeysValues | None, ...]
 
 
 class Branch(nn.Module):
@@ -101,8 +62,8 @@ class Branch(nn.Module):
         return torch.addcmul(h_BTD + shift_after_B1D, rms_norm(y_BTD), self.layer_scale_D * gate_B1D)
 
 
-class Block(nn.Module):
-    """Self-attention, optional cross-attention and SwiGLU, each modulated by time."""
+class SandwichBlock(Block):
+    """Self-attention, optional cross-attention and SwiGLU, each between two norms and modulated by time."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -112,20 +73,24 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(width, config.ffn_width)
         branches = 3 if config.cross_attention else 2
         self.branches = nn.ModuleList(Branch(width) for _ in range(branches))
-        self.modulation = _zero_linear(width, branches * SHARES_PER_BRANCH * width)
+        self.modulation = zero_linear(width, branches * SHARES_PER_BRANCH * width)
+
+    def keys_values(self, condition_BSD: Tensor, table: RotaryTable) -> KeysValues | None:
+        """Return rotated keys and values of the normalised condition."""
+        return None if self.cross is None else self.cross.keys_values(condition_BSD, table)
 
     def forward(
-        self, h_BTD: Tensor, time_BD: Tensor, condition: KeysValues | None, table: RotaryTable
+        self, h_BTD: Tensor, modulation_BM: Tensor, condition: KeysValues | None, table: RotaryTable
     ) -> Tensor:
         """Return the stream behind this block; `condition` holds the keys and values of cross-attention."""
 
-        def attend(x_BTD: Tensor) -> Tensor:
+        def attend_to_itself(x_BTD: Tensor) -> Tensor:
             return self.attention(x_BTD, self.attention.keys_values(x_BTD, table), table)
 
-        operations: list[Operation] = [attend, self.feed_forward]
+        operations: list[Operation] = [attend_to_itself, self.feed_forward]
         if self.cross is not None:
             operations.insert(1, partial(self.cross, keys_values=condition, table=table))
-        shares = self.modulation(time_BD)[:, None].chunk(len(operations) * SHARES_PER_BRANCH, dim=-1)
+        shares = self.modulation(modulation_BM)[:, None].chunk(len(operations) * SHARES_PER_BRANCH, dim=-1)
         for branch, operation in zip(self.branches, operations, strict=True):
             mine, shares = shares[:SHARES_PER_BRANCH], shares[SHARES_PER_BRANCH:]
             h_BTD = branch(h_BTD, operation, mine)
@@ -137,61 +102,29 @@ class Block(nn.Module):
         return [parameter for part in parts for parameter in part.parameters()]
 
 
-class DiT(nn.Module):
-    """The network. Encode the condition once, then evaluate it at as many (x, t) as needed."""
+class Blip3oDiT(DiT):
+    """Sandwich blocks modulated by time, with the condition beside the noisy tokens and in cross-attention."""
 
     def __init__(self, config: DiTConfig, head: nn.Module) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.width
-        self.adapter = build_adapter(config.source_width, width, config.adapter_layers)
-        self.null_condition_D = nn.Parameter(torch.zeros(width))
-        self.input = nn.Linear(config.target_width, width)
-        self.position_TD = nn.Parameter(EMBEDDING_SPREAD * torch.randn(config.target_tokens, width))
+        self.condition = ConditionEncoder(config)
+        self.embedding = TokenEmbedding(config)
         self.time = TimeEmbedding(width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.modulation = _zero_linear(width, 2 * width)
+        self.blocks = BlockStack(SandwichBlock(config) for _ in range(config.depth))
+        self.modulation = zero_linear(width, 2 * width)
         self.head = head
-        head_width = width // config.heads
-        self.table = RotaryTable(grid_angles(config.grid, has_cls=config.has_cls, head_width=head_width))
+        self.table = rotary_table(config)
 
     def encode_condition(self, source_BSE: Tensor, keep_B: Tensor | None = None) -> Condition:
         """Encode source tokens; images whose `keep_B` is false get the learned null condition instead."""
-        tokens_BSD = self.adapter(source_BSE)
-        if keep_B is not None:
-            tokens_BSD = torch.where(
-                keep_B[:, None, None], tokens_BSD, self.null_condition_D.to(tokens_BSD.dtype)
-            )
-        if not self.config.cross_attention:
-            return Condition(tokens_BSD, ())
-        normed_BSD = rms_norm(tokens_BSD)
-        cross = [block.cross for block in self._blocks() if block.cross is not None]
-        return Condition(
-            tokens_BSD, tuple(attention.keys_values(normed_BSD, self.table) for attention in cross)
-        )
+        tokens_BSD = self.condition(source_BSE, keep_B)
+        return Condition(tokens_BSD, self.blocks.keys_values(rms_norm(tokens_BSD), self.table))
 
     def forward(self, x_BTC: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """Return [B, T, C]. `t_B` may hold one time for all images."""
-        h_BTD = self.input(x_BTC) + self.position_TD
-        if self.config.aligned_condition:
-            h_BTD = h_BTD + condition.tokens_BSD
+        h_BTD = self.embedding(x_BTC, condition.tokens_BSD)
         time_BD = nn.functional.silu(self.time(t_B))
-        for index, block in enumerate(self._blocks()):
-            keys_values = condition.keys_values[index] if condition.keys_values else None
-            h_BTD = block(h_BTD, time_BD, keys_values, self.table)
+        h_BTD = self.blocks(h_BTD, time_BD, condition.keys_values, self.table)
         shift_B1D, scale_B1D = self.modulation(time_BD)[:, None].chunk(2, dim=-1)
         return self.head(modulate(h_BTD, shift_B1D, scale_B1D))
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Return the matrices of the blocks' operations: those that an orthogonalised update fits."""
-        return [matrix for block in self._blocks() for matrix in block.matrices()]
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
-
-
-def _zero_linear(width: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(width, outputs)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear

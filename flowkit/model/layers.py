@@ -1,16 +1,15 @@
-"""Small layers of the transformer: norm, time embedding, modulation, attention, feed-forward.
+"""Small layers of the transformer: norm, modulation, attention, feed-forward.
 
     rms_norm(x)     = x / sqrt(mean x^2 + eps)
     modulate(x)     = rms_norm(x) (1 + scale) + shift
     swiglu(x)       = W_down (silu(W_gate x) * W_up x)
-    time(t)         = MLP(sin and cos of 1000 t at geometric frequencies)
+    attend(q, k, v) = softmax(q k' / sqrt(H)) v, several query heads to one key and value head
 
-Shapes: B images, T tokens, D model width, N query heads, K key and value heads, H head width, F frequencies.
+Shapes: B images, T tokens, S tokens attended to, D model width, N query heads, K key and value heads, H head width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from flowkit.model.rope import RotaryTable
 
 NORM_EPSILON = 1e-6
-TIME_SCALE = 1000.0
-"""t in [0, 1] is stretched to the range that the frequencies cover; unscaled, most of them would be constant."""
-TIME_LONGEST_PERIOD = 10_000.0
-TIME_FREQUENCIES = 128
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one attention, both [B, K, S, H]."""
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -49,33 +47,42 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Divide the last axis by its root mean square; no weight, since a modulation or a layer scale follows."""
+    """Divide the last axis by its root mean square."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _RmsNorm.apply(x)
     return F.rms_norm(x, x.shape[-1:], eps=NORM_EPSILON)
 
 
-def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Return the normalised `x_BTD` with a shift and scale that depend on time."""
-    return rms_norm(x_BTD) * (1 + scale_B1D) + shift_B1D
-
-
-class TimeEmbedding(nn.Module):
-    """Embed times in [0, 1] as vectors of the model's width."""
-
-    frequencies_F: Tensor
+class RmsNorm(nn.Module):
+    """`rms_norm` with a learned weight per channel, for where no modulation or layer scale follows at once."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        exponents_F = torch.arange(TIME_FREQUENCIES, dtype=torch.float64) / TIME_FREQUENCIES
-        frequencies_F = torch.exp(-math.log(TIME_LONGEST_PERIOD) * exponents_F)
-        self.register_buffer("frequencies_F", frequencies_F.float(), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.weight_D = nn.Parameter(torch.ones(width))
 
-    def forward(self, t_B: Tensor) -> Tensor:
-        """Return [B, D]."""
-        angles_BF = TIME_SCALE * t_B.float()[:, None] * self.frequencies_F
-        return self.mlp(torch.cat((angles_BF.cos(), angles_BF.sin()), dim=-1))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` normalised over its last axis."""
+        return rms_norm(x) * self.weight_D
+
+
+def zero_linear(width: int, outputs: int) -> nn.Linear:
+    """Return a linear layer that gives zero until it is trained."""
+    linear = nn.Linear(width, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def attend(q_BNTH: Tensor, keys_values: KeysValues) -> Tensor:
+    """Return [B, N, T, H]. Keys of one image serve all images of the batch."""
+    k_BKSH, v_BKSH = keys_values
+    grouped = q_BNTH.shape[1] != k_BKSH.shape[1]
+    return F.scaled_dot_product_attention(q_BNTH, k_BKSH, v_BKSH, enable_gqa=grouped)
+
+
+def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """Return the normalised `x_BTD` with a shift and scale that depend on time."""
+    return rms_norm(x_BTD) * (1 + scale_B1D) + shift_B1D
 
 
 class SwiGLU(nn.Module):
@@ -101,23 +108,19 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.head_width = width // heads
-        self.groups = heads // kv_heads
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, kv_heads * self.head_width, bias=False)
         self.value = nn.Linear(width, kv_heads * self.head_width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def keys_values(self, x_BTD: Tensor, table: RotaryTable) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x_BTD: Tensor, table: RotaryTable) -> KeysValues:
         """Return rotated keys and values, both [B, K, T, H]."""
         k_BTKH = table.rotate(self.key(x_BTD).unflatten(-1, (-1, self.head_width)))
         v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_width))
         return k_BTKH.transpose(1, 2), v_BTKH.transpose(1, 2)
 
-    def forward(self, x_BTD: Tensor, keys_values: tuple[Tensor, Tensor], table: RotaryTable) -> Tensor:
-        """Return [B, T, D]. Keys of one image serve all images of the batch."""
+    def forward(self, x_BTD: Tensor, keys_values: KeysValues, table: RotaryTable) -> Tensor:
+        """Return [B, T, D]."""
         q_BTNH = table.rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_width)))
-        k_BKSH, v_BKSH = keys_values
-        attended_BNTH = F.scaled_dot_product_attention(
-            q_BTNH.transpose(1, 2), k_BKSH, v_BKSH, enable_gqa=self.groups > 1
-        )
+        attended_BNTH = attend(q_BTNH.transpose(1, 2), keys_values)
         return self.output(attended_BNTH.transpose(1, 2).flatten(2))

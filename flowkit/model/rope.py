@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkit.model.config import DiTConfig
+
 FREQUENCY_BASE = 100.0
 """Grids are at most a few dozen tokens wide; with a larger base most pairs would hardly turn."""
 DEPTH_SHARE = 1 / 8
@@ -66,3 +68,12 @@ class RotaryTable(nn.Module):
         """Return `x_BTNH` with every channel pair turned by its angle, computed in float32."""
         pairs_BTNP = torch.view_as_complex(x_BTNH.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs_BTNP * self.turns_T1P).flatten(-2).to(x_BTNH.dtype)
+
+
+def rotary_table(config: DiTConfig) -> RotaryTable:
+    """Return the table of all tokens of `config`: its views one after the other, each at its own depth."""
+    views = [
+        grid_angles(config.grid, has_cls=config.has_cls, head_width=config.head_width, view=view)
+        for view in range(config.views)
+    ]
+    return RotaryTable(torch.cat(views))

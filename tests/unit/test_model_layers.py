@@ -1,91 +1,67 @@
-"""Layers of the transformer against references written here."""
+"""Norms, time embedding, token embedding and adapter against references written here."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from flowkit.model.adapter import build_adapter, layer_widths
-from flowkit.model.layers import Attention, TimeEmbedding, rms_norm
-from flowkit.model.rope import RotaryTable, grid_angles, split_pairs
+from flowkit.model.embedding import TimeEmbedding
+from flowkit.model.layers import RmsNorm, rms_norm
 
-B, T, N, H = 2, 10, 4, 16
-GRID = (3, 3)
+B, T, D = 2, 10, 32
+
+
+def _gradient(norm, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    (dx,) = torch.autograd.grad(norm(x), x, dy)
+    return dx
 
 
 @pytest.fixture
-def table() -> RotaryTable:
-    return RotaryTable(grid_angles(GRID, has_cls=True, head_width=H))
-
-
-def test_rms_norm_and_its_gradient_are_those_of_torch() -> None:
+def x_and_dy() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = (3 * torch.randn(B, T, 32, generator=generator)).requires_grad_()
-    dy = torch.randn(B, T, 32, generator=generator)
-    expected = F.rms_norm(x, (32,), eps=1e-6)
-    torch.testing.assert_close(rms_norm(x), expected)
-    (ours,) = torch.autograd.grad(rms_norm(x), x, dy)
-    (theirs,) = torch.autograd.grad(expected, x, dy)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    x = (3 * torch.randn(B, T, D, generator=generator)).requires_grad_()
+    return x, torch.randn(B, T, D, generator=generator)
 
 
-def test_rotation_keeps_norms_and_leaves_cls_alone(table: RotaryTable) -> None:
-    x = torch.randn(B, T, N, H, generator=torch.Generator().manual_seed(1))
-    rotated = table.rotate(x)
-    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-    torch.testing.assert_close(rotated[:, 0], x[:, 0])
-    assert not torch.allclose(rotated[:, 2:], x[:, 2:])
+def test_rms_norm_and_its_gradient_are_those_of_torch(x_and_dy) -> None:
+    x, dy = x_and_dy
+    torch.testing.assert_close(rms_norm(x), F.rms_norm(x, (D,), eps=1e-6))
+    theirs = _gradient(lambda x: F.rms_norm(x, (D,), eps=1e-6), x, dy)
+    torch.testing.assert_close(_gradient(rms_norm, x, dy), theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_logits_depend_on_the_offset_of_two_patches_alone(table: RotaryTable) -> None:
-    generator = torch.Generator().manual_seed(2)
-    q, k = torch.randn(2, 1, 1, 1, H, generator=generator).expand(2, 1, T, 1, H)
-    logits = torch.einsum("btnh,bsnh->ts", table.rotate(q), table.rotate(k))[1:, 1:]
-    patches = [(row, column) for row in range(3) for column in range(3)]
-    by_offset: dict[tuple[int, int], list[float]] = {}
-    for i, (row, column) in enumerate(patches):
-        for j, (other_row, other_column) in enumerate(patches):
-            by_offset.setdefault((row - other_row, column - other_column), []).append(float(logits[i, j]))
-    assert all(max(values) - min(values) < 1e-4 for values in by_offset.values())
-    means = [values[0] for values in by_offset.values()]
-    assert len({round(mean, 4) for mean in means}) == len(means), "every offset has its own logit"
+def test_rms_norm_survives_recomputation(x_and_dy) -> None:
+    x, dy = x_and_dy
+
+    def recomputed(x: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(rms_norm, x, use_reentrant=False)
+
+    assert torch.equal(_gradient(recomputed, x, dy), _gradient(rms_norm, x, dy))
 
 
-def test_three_axes_share_the_pairs_and_a_view_turns_depth_alone() -> None:
-    assert split_pairs(8) == (2, 3, 3)
-    assert sum(split_pairs(32)) == 32
-    here = grid_angles(GRID, has_cls=False, head_width=H)
-    there = grid_angles(GRID, has_cls=False, head_width=H, view=1)
-    depth, _, _ = split_pairs(H // 2)
-    assert (there[:, :depth] > here[:, :depth]).all()
-    torch.testing.assert_close(there[:, depth:], here[:, depth:])
+def test_rms_norm_survives_compilation(x_and_dy) -> None:
+    x, dy = x_and_dy
+    torch.compiler.reset()
+    compiled = torch.compile(rms_norm, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), rms_norm(x))
+    torch.testing.assert_close(_gradient(compiled, x, dy), _gradient(rms_norm, x, dy))
 
 
-def test_heads_too_narrow_for_three_axes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 channel pairs"):
-        grid_angles(GRID, has_cls=True, head_width=4)
-
-
-def test_grouped_attention_is_the_textbook_one(table: RotaryTable) -> None:
-    torch.manual_seed(3)
-    attention = Attention(N * H, heads=N, kv_heads=2)
-    x = torch.randn(B, T, N * H)
-    q = table.rotate(attention.query(x).view(B, T, N, H))
-    k = table.rotate(attention.key(x).view(B, T, 2, H)).repeat_interleave(2, dim=2)
-    v = attention.value(x).view(B, T, 2, H).repeat_interleave(2, dim=2)
-    weights = (torch.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(H)).softmax(-1)
-    expected = attention.output(torch.einsum("bnts,bsnh->btnh", weights, v).reshape(B, T, -1))
-    torch.testing.assert_close(
-        attention(x, attention.keys_values(x, table), table), expected, atol=1e-5, rtol=1e-4
-    )
+def test_weighted_norm_is_that_of_torch(x_and_dy) -> None:
+    x, dy = x_and_dy
+    norm = RmsNorm(D)
+    torch.nn.init.normal_(norm.weight_D)
+    torch.testing.assert_close(norm(x), F.rms_norm(x, (D,), norm.weight_D, eps=1e-6))
+    (ours,) = torch.autograd.grad(norm(x), norm.weight_D, dy)
+    (theirs,) = torch.autograd.grad(F.rms_norm(x, (D,), norm.weight_D, eps=1e-6), norm.weight_D, dy)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_time_embedding_tells_near_times_apart() -> None:
     torch.manual_seed(4)
-    embed = TimeEmbedding(32)
+    embed = TimeEmbedding(D)
     near = embed(torch.tensor([0.50, 0.51, 0.0, 1.0])).detach()
     distances = torch.pdist(near)
     assert float(distances.min()) > 0.02 * float(near.norm(dim=-1).mean())
