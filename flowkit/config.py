@@ -96,7 +96,7 @@ class Encoders(Section):
 class Model(Section):
     """The translation network."""
 
-    architecture: Literal["blip3o"] = Field("blip3o", description="Network family.")
+    architecture: Literal["blip3o", "lumina_next"] = Field("blip3o", description="Network family.")
     size: Literal["demo", "tiny", "small", "base", "large", "huge"] = Field(
         "base", description="Width, depth and heads."
     )
@@ -131,8 +131,11 @@ class Objective(Section):
     consistency_weight: Number = Field(
         0.0, ge=0, description="Weight of one minus the cosine of token means."
     )
-    time: Literal["uniform", "u_shaped", "logit_normal"] = Field(
+    time: Literal["uniform", "logit_normal", "beta"] = Field(
         "uniform", description="Distribution of t over the rest of the batch."
+    )
+    time_beta: tuple[Number, Number] = Field(
+        (0.5, 0.5), description="a and b of Beta(a, b), from 0.5 on; (0.5, 0.5) is U-shaped."
     )
     share_at_zero: Number = Field(0.5, ge=0, le=1, description="Share of each batch at t = 0.")
     time_gate: Switch = Field(
@@ -145,9 +148,10 @@ class Objective(Section):
         "ascending", description="Time that the sampler tells the network; 'earlier' is the reversed one."
     )
     condition_dropout: Number = Field(0.0, ge=0, lt=1, description="Share of samples without condition.")
-    feature_scale: Literal["none", "factor", "standardize"] = Field(
+    feature_scale: Literal["none", "factor", "standardize", "target_norm"] = Field(
         "factor",
-        description="Raw features, one number for all, or statistics per channel; undone after sampling.",
+        description="Raw features, one number for all, statistics per channel, or the channel weights of the target "
+        "tower's own final norm; undone after sampling.",
     )
 
     @model_validator(mode="after")
@@ -162,7 +166,13 @@ class Train(Section):
     """Optimisation."""
 
     steps: Whole = Field(20_000, gt=0, description="Optimiser steps.")
+    epochs: Number | None = Field(
+        None, gt=0, description="Passes over the training pairs; given, it stands in for steps."
+    )
     batch_size: Whole = Field(256, gt=0, description="Samples per step, over all processes.")
+    gradient_accumulation: Whole = Field(
+        1, gt=0, description="Parts that a process works through its share of a batch in, to save memory."
+    )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="Muon for the matrices inside the blocks and AdamW for the rest, or AdamW alone."
     )
@@ -174,9 +184,19 @@ class Train(Section):
     )
     weight_decay: Number = Field(0.0, ge=0, description="Decoupled weight decay of the matrices.")
     clip_norm: Number = Field(1.0, gt=0, description="Limit of the gradient norm.")
+    adaptive_clipping: Switch = Field(
+        True, description="Halve the limit while the running mean of norms is above it."
+    )
     ema_decay: Number = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are saved.")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Arithmetic of the forward and backward pass."
+    )
+    activation_checkpointing: Switch = Field(
+        False, description="Compute blocks again in the backward pass: a third more work for far less memory."
+    )
+    compile: Switch = Field(False, description="Compile the blocks with torch.compile; pays on a GPU.")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="With several processes: a copy in each, or shards; auto shards large and huge."
     )
     seed: Whole = Field(0, ge=0, description="Seed of weights, order, noise and times.")
     evaluate_every: Whole = Field(200, gt=0, description="Steps between evaluations on held-out tars.")
@@ -191,6 +211,9 @@ class Sampling(Section):
 
     samplers: tuple[SamplerName, ...] = Field(
         ("heun-50", "midpoint-2", "euler-1"), min_length=1, description="Named <solver>-<steps>."
+    )
+    weights: Literal["last", "best"] = Field(
+        "last", description="Weights at the end of training, or at the best evaluation on held-out tars."
     )
     guidance_scale: Number = Field(1.0, ge=0, description="Classifier-free guidance; 1 is none.")
     seed: Whole = Field(0, ge=0, description="Seed of the start noise; each image has its own stream.")

@@ -117,6 +117,10 @@ class Translator:
         """Where the network lives."""
         return next(self.network.parameters()).device
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
     def to(self, device: torch.device | str) -> Translator:
         """Return this translator moved to `device`."""
         self.network.to(device)
@@ -150,19 +154,19 @@ class Translator:
         condition of another shape.
         """
         self._check(condition, guidance_scale)
-        source = self.statistics.source.apply(condition.to(self.device, torch.float32))
+        source = self.statistics.source.apply(condition.to(self.device, self._dtype))
         white = (
             self._white_noise(len(source), generator) if white_noise is None else white_noise.to(self.device)
         )
         encoded = self.network.encode_condition(source)
         null = None
         if guidance_scale != CONDITIONAL and not self.is_regression:
-            dropped = torch.zeros(len(source), dtype=torch.bool, device=self.device)
-            null = self.network.encode_condition(source, dropped)
+            dropped = torch.zeros(1, dtype=torch.bool, device=self.device)
+            null = self.network.encode_condition(source[:1], dropped)
         transport = Transport(solver, num_inference_steps, guidance_scale)
-        x_0 = self.statistics.noise.color(white)
+        x_0 = self.statistics.noise.color(white.to(self._dtype))
         return self.statistics.target.undo(
-            self._objective.sample(self.network, encoded, null, x_0, transport)
+            self._objective.sample(self.network, encoded, null, x_0, transport).float()
         )
 
     def _white_noise(self, images: int, generator: torch.Generator | None) -> Tensor:

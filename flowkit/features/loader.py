@@ -134,6 +134,14 @@ class PairedTokens:
         filled = self._filled(schedule.steps(start_step), ring, readers, check=check)
         return self._received(prefetched(filled, BATCHES_AHEAD), ring)
 
+    def keys(self, ids: Numbers) -> list[str]:
+        """What the tars call the samples of the pairs `ids`."""
+        tars, rows = self._tar[ids], self._target_row[ids]
+        return [
+            str(self._target.stores[tar].samples["key"].iloc[row])
+            for tar, row in zip(tars, rows, strict=True)
+        ]
+
     def samples(self) -> pd.DataFrame:
         """The sample table (tables.py) of the target stores, one line per pair, in the order of the pairs."""
         tables = [

@@ -49,7 +49,8 @@ class StartNoise:
 
     def color(self, white_BTC: Tensor) -> Tensor:
         """Give white noise the covariance of this start noise."""
-        return torch.einsum("ts,bsc,dc->btd", self.positions_TT, white_BTC, self.channels_CC)
+        positions_TT, channels_CC = self.positions_TT.to(white_BTC), self.channels_CC.to(white_BTC)
+        return torch.einsum("ts,bsc,dc->btd", positions_TT, white_BTC, channels_CC)
 
     def to(self, device: torch.device | str) -> StartNoise:
         """Return the same noise on `device`."""

@@ -22,7 +22,7 @@ from flowkit.flow import path
 from flowkit.flow.guidance import CONDITIONAL, guided
 from flowkit.flow.noise import START_NOISES, StartNoise, keyed_generator
 from flowkit.flow.solvers import integrate, time_grid
-from flowkit.flow.time_sampling import TIME_DISTRIBUTIONS, times
+from flowkit.flow.time_sampling import SMALLEST_BETA, TIME_DISTRIBUTIONS, times
 
 KINDS = ("flow", "regression", "earlier")
 PREDICTIONS = ("clean", "velocity")
@@ -50,6 +50,7 @@ class ObjectiveConfig:
     cosine_weight: float
     consistency_weight: float
     time: str
+    time_beta: tuple[float, float]
     share_at_zero: float
     time_gate: bool
     start_noise: str
@@ -62,6 +63,10 @@ class ObjectiveConfig:
         _one_of("time distribution", self.time, tuple(TIME_DISTRIBUTIONS))
         _one_of("start noise", self.start_noise, START_NOISES)
         _one_of("clock", self.clock, CLOCKS)
+        if min(self.time_beta) < SMALLEST_BETA:
+            raise ValueError(
+                f"time_beta is {list(self.time_beta)}, expected two numbers from {SMALLEST_BETA} on; correct it"
+            )
         _within("share_at_zero", self.share_at_zero, 1.0)
         _within("condition_dropout", self.condition_dropout, 1.0)
         if self.kind != "regression" and not any(self.weight(part) for part in WEIGHTS):
@@ -81,6 +86,18 @@ class Draws:
     t_B: Tensor
     x_0_BTC: Tensor
     keep_B: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The weighted loss of a batch with its gradient, its parts unweighted, and the clean estimate's error per image.
+
+    `error_B` is the mean square of an image's clean estimate, without gradient.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    error_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,14 @@ class FlowObjective:
         self.clock = clock
 
     def draw(
-        self, *, seed: int, step: int, first_index: int, shape_BTC: tuple[int, ...], noise: StartNoise
+        self,
+        *,
+        seed: int,
+        step: int,
+        first_index: int,
+        shape_BTC: tuple[int, ...],
+        noise: StartNoise,
+        dtype: torch.dtype = torch.float32,
     ) -> Draws:
         """Return the draws of one batch, each a pure function of (seed, step, place in the global batch)."""
         images, *shape_TC = shape_BTC
@@ -116,13 +140,14 @@ class FlowObjective:
             u_BU[:, 0],
             distribution=self.config.time,
             share_at_zero=self.config.share_at_zero,
+            beta=self.config.time_beta,
             first_index=first_index,
         )
-        x_0_BTC = torch.zeros(shape_BTC, device=device)
+        x_0_BTC = torch.zeros(shape_BTC, device=device, dtype=dtype)
         noisy = [row for row, t in enumerate(t_B.tolist()) if t > 0 or self._noise_acts_at_zero]
         if noisy:
             white = [torch.randn(shape_TC, generator=generators[row], device=device) for row in noisy]
-            x_0_BTC[noisy] = noise.color(torch.stack(white))
+            x_0_BTC[noisy] = noise.color(torch.stack(white).to(dtype))
         return Draws(t_B, x_0_BTC, u_BU[:, 1] >= self.config.condition_dropout)
 
     @property
@@ -131,10 +156,8 @@ class FlowObjective:
         clean_alone = config.prediction == "clean" and config.velocity_weight == 0
         return not (config.time_gate and clean_alone)
 
-    def loss(
-        self, network: Network, source_BSE: Tensor, x_1_BTC: Tensor, draws: Draws
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted loss of a batch and its parts, unweighted."""
+    def loss(self, network: Network, source_BSE: Tensor, x_1_BTC: Tensor, draws: Draws) -> Loss:
+        """Return the loss of a batch."""
         condition = network.encode_condition(source_BSE, draws.keep_B)
         x_t_BTC = path.interpolate(draws.x_0_BTC, x_1_BTC, draws.t_B)
         clean_BTC, v_BTC = self.predict(network, x_t_BTC, draws.t_B, condition)
@@ -148,14 +171,14 @@ class FlowObjective:
         }
         values = {part: parts[part]() for part in WEIGHTS if self.config.weight(part)}
         weighted = [self.config.weight(part) * value for part, value in values.items()]
-        return torch.stack(weighted).sum(), values
+        return Loss(torch.stack(weighted).sum(), values, _error_per_image(clean_BTC, x_1_BTC))
 
     def predict(
         self, network: Network, x_t_BTC: Tensor, t_B: Tensor, condition: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the clean estimate and the velocity at `x_t_BTC`."""
         seen_BTC = path.gated(x_t_BTC, t_B) if self.config.time_gate else x_t_BTC
-        output_BTC = network(seen_BTC, t_B, condition).float()
+        output_BTC = network(seen_BTC, t_B, condition).to(x_t_BTC.dtype)
         if self.config.prediction == "clean":
             return output_BTC, path.velocity_from_clean(output_BTC, x_t_BTC, t_B)
         return path.clean_estimate(x_t_BTC, output_BTC, t_B), output_BTC
@@ -194,20 +217,28 @@ class RegressionObjective:
         self.config = config
 
     def draw(
-        self, *, seed: int, step: int, first_index: int, shape_BTC: tuple[int, ...], noise: StartNoise
+        self,
+        *,
+        seed: int,
+        step: int,
+        first_index: int,
+        shape_BTC: tuple[int, ...],
+        noise: StartNoise,
+        dtype: torch.dtype = torch.float32,
     ) -> Draws:
         """Return zeros: a regression draws nothing and keeps every condition."""
         images, device = shape_BTC[0], noise.channels_CC.device
         kept_B = torch.ones(images, dtype=torch.bool, device=device)
-        return Draws(torch.zeros(images, device=device), torch.zeros(shape_BTC, device=device), kept_B)
+        return Draws(
+            torch.zeros(images, device=device), torch.zeros(shape_BTC, device=device, dtype=dtype), kept_B
+        )
 
-    def loss(
-        self, network: Network, source_BSE: Tensor, x_1_BTC: Tensor, draws: Draws
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Network, source_BSE: Tensor, x_1_BTC: Tensor, draws: Draws) -> Loss:
         """Return the mean square error of a batch, also as its only part."""
         condition = network.encode_condition(source_BSE, draws.keep_B)
-        loss = _mean_square(network(draws.x_0_BTC, draws.t_B, condition).float(), x_1_BTC)
-        return loss, {"clean": loss}
+        clean_BTC = network(draws.x_0_BTC, draws.t_B, condition).to(x_1_BTC.dtype)
+        loss = _mean_square(clean_BTC, x_1_BTC)
+        return Loss(loss, {"clean": loss}, _error_per_image(clean_BTC, x_1_BTC))
 
     def sample(
         self,
@@ -218,7 +249,7 @@ class RegressionObjective:
         transport: Transport,
     ) -> Tensor:
         """Return the network's estimate; start noise and solver have no say in it."""
-        return network(torch.zeros_like(x_0_BTC), x_0_BTC.new_zeros(1), condition).float()
+        return network(torch.zeros_like(x_0_BTC), x_0_BTC.new_zeros(1), condition).to(x_0_BTC.dtype)
 
 
 Objective = FlowObjective | RegressionObjective
@@ -226,6 +257,11 @@ Objective = FlowObjective | RegressionObjective
 
 def _mean_square(estimate: Tensor, target: Tensor) -> Tensor:
     return (estimate - target).square().mean()
+
+
+@torch.no_grad()
+def _error_per_image(estimate_BTC: Tensor, target_BTC: Tensor) -> Tensor:
+    return (estimate_BTC - target_BTC).square().mean(dim=(1, 2))
 
 
 def _cosine_distance(estimate: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Bring features to unit scale for the network and back to their raw scale after sampling.
 
-    none: x        factor: x / rms        standardize: (x - mean_c) / sd_c
+    none: x        factor: x / rms        standardize: (x - mean_c) / sd_c        target_norm: w_c x / rms(w x)
 
-The statistics come from training features alone, are saved with the checkpoint and undone after sampling. Shapes:
-B images, T tokens, C channels.
+w is the weight of the target tower's own final norm: channels count in the loss as they count for whoever reads the
+tokens behind that norm. The norm itself also divides each token by its own spread, which no map can undo; this one is
+linear and is undone exactly. The statistics come from training features alone and are saved with the checkpoint.
+
+Shapes: B images, T tokens, C channels.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FEATURE_SCALES = ("none", "factor", "standardize")
+FEATURE_SCALES = ("none", "factor", "standardize", "target_norm")
 SMALLEST_SPREAD = 1e-6
 """A channel that varies less than this is left at its own scale: dividing by it would amplify rounding."""
 
@@ -38,11 +41,24 @@ class FeatureScale:
         return FeatureScale(self.shift_C.to(device), self.spread_C.to(device))
 
 
-def fit_scale(kind: str, mean_C: Tensor, second_moment_C: Tensor) -> FeatureScale:
+def fit_scale(
+    kind: str, mean_C: Tensor, second_moment_C: Tensor, norm_weight_C: Tensor | None = None
+) -> FeatureScale:
     """Return the scale `kind` for channels with these means of x and x^2.
 
-    Raises `ValueError` for an unknown kind.
+    `norm_weight_C` is needed for "target_norm" of the target; without it, as for the source, that is "factor".
+    Raises `ValueError` for an unknown kind or weights of another width.
     """
+    if kind == "target_norm":
+        weight_C = torch.ones_like(mean_C) if norm_weight_C is None else norm_weight_C.to(mean_C).abs()
+        if weight_C.shape != mean_C.shape:
+            raise ValueError(
+                f"the target's final norm has {len(weight_C)} channels, its tokens have {len(mean_C)}; "
+                "extract features and head of one encoder"
+            )
+        weight_C = torch.where(weight_C > SMALLEST_SPREAD, weight_C, torch.ones_like(weight_C))
+        spread_C = _spread((weight_C.square() * second_moment_C).mean()) / weight_C
+        return FeatureScale(torch.zeros_like(mean_C), spread_C)
     zero_C, one_C = torch.zeros_like(mean_C), torch.ones_like(mean_C)
     if kind == "none":
         return FeatureScale(zero_C, one_C)

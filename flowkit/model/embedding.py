@@ -51,5 +51,5 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t_B: Tensor) -> Tensor:
         """Return [B, D]."""
-        angles_BF = TIME_SCALE * t_B.float()[:, None] * self.frequencies_F
+        angles_BF = TIME_SCALE * t_B.to(self.frequencies_F.dtype)[:, None] * self.frequencies_F
         return self.mlp(torch.cat((angles_BF.cos(), angles_BF.sin()), dim=-1))

@@ -65,8 +65,9 @@ class RotaryTable(nn.Module):
         self.register_buffer("turns_T1P", turns_TP[:, None], persistent=False)
 
     def rotate(self, x_BTNH: Tensor) -> Tensor:
-        """Return `x_BTNH` with every channel pair turned by its angle, computed in float32."""
-        pairs_BTNP = torch.view_as_complex(x_BTNH.float().unflatten(-1, (-1, 2)))
+        """Return `x_BTNH` with every channel pair turned by its angle, computed in float32 or wider."""
+        wide_BTNH = x_BTNH.to(torch.promote_types(x_BTNH.dtype, torch.float32))
+        pairs_BTNP = torch.view_as_complex(wide_BTNH.unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs_BTNP * self.turns_T1P).flatten(-2).to(x_BTNH.dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from flowkit.encoders.registry import FAMILY_MODULES, encoder_family
 from flowkit.encoders.weight_registry import NAME_MODULES
+from flowkit.model.registry import ARCHITECTURE_MODULES
 from flowkit.provenance import code_fingerprint
 
 EARLIER, EARLIER_MODULE = "earlier", "flowkit.flow.earlier"
@@ -49,6 +50,8 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
         if encoder_family(encoder["name"]).startswith("demo-"):
             files = (f"encoders/assets/{encoder['name']}.safetensors",)
     choices = (values.get("objective", {}), values.get("model", {}))
+    if architecture := values.get("model", {}).get("architecture"):
+        leave_out |= {module for name, module in ARCHITECTURE_MODULES.items() if name != architecture}
     if not any(EARLIER in chosen.values() for chosen in choices):
         leave_out.add(EARLIER_MODULE)
     return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)

@@ -32,7 +32,9 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         settings = spec.values["sampling"]
-        translator = Translator.load(committed(spec.places.train(name))[0]).to(best_device())
+        trained = committed(spec.places.train(name))[0]
+        chosen = trained / "best" if settings["weights"] == "best" else trained
+        translator = Translator.load(chosen).to(best_device())
         pairs = open_pairs(spec, dataset, layout=spec.values["data"]["layout"])
         images = min(spec.values["evaluation"]["images"], len(pairs))
         samplers = {resolve(parse_sampler(wanted), translator): None for wanted in settings["samplers"]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from flowkit.datasets import CocoDataset, DemoDataset
 from flowkit.errors import ConfigError
@@ -103,7 +104,9 @@ class Plan(DataPlan):
             "encoders": self.config.encoders.model_dump(include={"source", "target"}),
         }
         spec = self._spec("train", {"run": run, **self._pair_target(self.config.data.train)}, values)
-        inputs = (self._pairs_folder(self.config.data.train),)
+        inputs: tuple[Path, ...] = (self._pairs_folder(self.config.data.train),)
+        if sections.objective.feature_scale == "target_norm":
+            inputs += (self.places.head(self.target_id),)
         return Job(
             f"train_{rule_word(run)}",
             spec,
@@ -120,7 +123,7 @@ class Plan(DataPlan):
             "evaluation": {"images": self.config.evaluation.images},
             "data": {"layout": self.config.data.layout},
             "objective": sections.objective.model_dump(include={"kind", "clock"}),
-            "model": sections.model.model_dump(include={"head"}),
+            "model": sections.model.model_dump(include={"architecture", "head"}),
         }
         dataset = self.config.data.evaluation
         spec = self._spec("sample", {"run": run, **self._pair_target(dataset)}, values)

@@ -1,65 +1,107 @@
 """Stage `train`: one run, from paired tokens to a checkpoint.
 
 model.safetensors, statistics.safetensors, config.json   see flowkit.translator
+best/                                                    the same at the best evaluation on held-out tars
 metrics.jsonl                                            one line per step; holds times, so it is not tracked
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from flowkit.features.loader import PairedTokens
 from flowkit.flow.objective import ObjectiveConfig
-from flowkit.model.dit import DiTConfig
+from flowkit.model.config import DiTConfig
 from flowkit.model.sizes import SIZES
+from flowkit.paths import HEAD
 from flowkit.progress import Progress, logger
 from flowkit.stages.device import best_device
 from flowkit.stages.paired import open_pairs
-from flowkit.stages.session import Spec, open_session
-from flowkit.training.loop import TrainingConfig, train
+from flowkit.stages.session import Spec, committed, open_session
+from flowkit.training.loop import TrainingResult, train
+from flowkit.training.run import TrainingConfig
+from flowkit.training.world import World, joined_world
 
 METRICS = "metrics.jsonl"
 
 
 def run(spec: Spec) -> None:
-    """Commit the checkpoint of `target.run`."""
-    dataset, name = spec.target["dataset"], spec.target["run"]
-    pairs_folder = spec.places.pairs(dataset, spec.target["source"], spec.target["target"])
-    with open_session(spec, spec.places.train(name), [pairs_folder]) as session:
-        if session.is_done:
+    """Commit the checkpoint of `target.run`; several processes, started by torchrun or a cluster, train it together."""
+    with joined_world(best_device()) as world:
+        if not world.is_first:
+            if (work := world.from_first(None)) is not None:
+                _train(spec, Path(work), world, lambda line: None)
             return
-        data, settings = spec.values["data"], dict(spec.values["objective"])
-        held_out = data["validation_shards"]
-        training = open_pairs(spec, dataset, layout=data["layout"], tars=slice(0, -held_out))
-        validation = open_pairs(spec, dataset, layout=data["layout"], tars=slice(-held_out, None))
-        feature_scale = settings.pop("feature_scale")
-        config = TrainingConfig(**spec.values["train"], shuffle=data["shuffle"])
-        progress = Progress(f"train {name}", config.steps, "step")
-        done = 0
+        _commit(spec, world)
 
-        def report(line: dict[str, Any]) -> None:
-            nonlocal done
-            progress.advance(line["step"] - done)
-            done = line["step"]
+
+def _commit(spec: Spec, world: World) -> None:
+    name, batch = spec.target["run"], spec.values["train"]["batch_size"]
+    folder = spec.places.train(name)
+    with open_session(spec, folder, _inputs(spec)) as session:
+        if session.is_done:
+            world.from_first(None)
+            return
+        world.from_first(str(session.work))
+        progress: Progress | None = None
+
+        def report(line: dict[str, Any], steps: int) -> None:
+            nonlocal progress
+            if progress is None:
+                progress = Progress(f"train {name}", steps, "step", done=line["step"] - 1)
+            progress.advance()
             if "validation_r2" in line:
                 logger.info("run=%s %s", name, " ".join(f"{key}={value}" for key, value in line.items()))
 
-        result = train(
-            config,
-            ObjectiveConfig(**settings),
-            _model_config(spec.values["model"], training),
-            training,
-            validation,
-            session.work,
-            feature_scale=feature_scale,
-            report=report,
-            device=best_device(),
-        )
-        progress.close()
-        session.record.rates["samples_per_s"] = progress.rate * config.batch_size
+        result = _train(spec, session.work, world, report)
+        if progress is not None:
+            progress.close()
+            session.record.rates["samples_per_s"] = progress.rate * batch
         counts = {key: value for key, value in asdict(result).items() if key != "folder"}
         session.commit(counts, untracked=(METRICS,), folder=result.folder)
+
+
+def _inputs(spec: Spec) -> list[Path]:
+    pairs = spec.places.pairs(spec.target["dataset"], spec.target["source"], spec.target["target"])
+    return [pairs, spec.places.head(spec.target["target"])] if _needs_head(spec) else [pairs]
+
+
+def _needs_head(spec: Spec) -> bool:
+    return bool(spec.values["objective"]["feature_scale"] == "target_norm")
+
+
+def _train(
+    spec: Spec, work: Path, world: World, report: Callable[[dict[str, Any], int], None]
+) -> TrainingResult:
+    dataset, data = spec.target["dataset"], spec.values["data"]
+    held_out = data["validation_shards"]
+    training = open_pairs(spec, dataset, layout=data["layout"], tars=slice(0, -held_out))
+    validation = open_pairs(spec, dataset, layout=data["layout"], tars=slice(-held_out, None))
+    objective, settings = dict(spec.values["objective"]), dict(spec.values["train"])
+    feature_scale = objective.pop("feature_scale")
+    objective["time_beta"] = tuple(objective["time_beta"])
+    if (epochs := settings.pop("epochs")) is not None:
+        settings["steps"] = max(1, round(epochs * (len(training) // settings["batch_size"])))
+    norm_weight = None
+    if _needs_head(spec):
+        norm_weight = load_file(committed(spec.places.head(spec.target["target"]))[0] / HEAD)["norm.weight"]
+    return train(
+        TrainingConfig(**settings, shuffle=data["shuffle"]),
+        ObjectiveConfig(**objective),
+        _model_config(spec.values["model"], training),
+        training,
+        validation,
+        work,
+        feature_scale=feature_scale,
+        norm_weight_C=norm_weight,
+        report=lambda line: report(line, settings["steps"]),
+        world=world,
+    )
 
 
 def _model_config(model: dict[str, Any], data: PairedTokens) -> DiTConfig:

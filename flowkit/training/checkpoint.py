@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowkit.errors import CheckpointError
+from flowkit.training.world import sharded_like
 
 KEPT = 2
 PREFIX = "step-"
@@ -46,8 +47,8 @@ def save_state(folder: Path, state: TrainingState) -> Path:
     partial.mkdir()
     tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
     described = {"step": state.step, "counters": state.counters, "digest": _digest(tensors)}
-    _write_durably(partial / "tensors.safetensors", tensors)
-    _write_durably(partial / "state.json", json.dumps(described, sort_keys=True).encode())
+    write_durably(partial / "tensors.safetensors", tensors)
+    write_durably(partial / "state.json", json.dumps(described, sort_keys=True).encode())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync(folder)
@@ -93,7 +94,8 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _write_durably(file: Path, content: bytes) -> None:
+def write_durably(file: Path, content: bytes) -> None:
+    """Write a file and force it to disk."""
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -118,4 +120,4 @@ def copy_into(parameters: dict[str, Tensor], tensors: dict[str, Tensor], prefix:
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[prefix + name])
+            parameter.copy_(sharded_like(tensors[prefix + name], parameter))

@@ -1,19 +1,18 @@
 """Train a translator: statistics, steps, validation, checkpoints, the final folder.
 
     work/statistics.safetensors   fitted once          work/checkpoints/step-*/   the last two states
-    work/metrics.jsonl            one line per step    work/final/                the trained translator + metrics.jsonl
+    work/metrics.jsonl            one line per step    work/best/                 the best translator on held-out images
+    work/final/                   the trained translator, best/ and metrics.jsonl
 
 Batches, noise, times and dropped conditions are pure functions of (seed, step, place in the batch), so a killed
-training that is started again in the same `work` gives the same bytes as one that ran through.
+training that is started again in the same `work` gives the same bytes as one that ran through. Several processes see
+slices of the same batches; the first one validates and writes.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,63 +25,54 @@ from torch import Tensor
 
 from flowkit.errors import TrainingError
 from flowkit.flow.objective import ObjectiveConfig
-from flowkit.flow.registry import build_objective
-from flowkit.model.dit import DiTConfig
-from flowkit.training.checkpoint import TrainingState, copy_into, load_newest, save_state
+from flowkit.model.config import DiTConfig
+from flowkit.training.checkpoint import write_durably
 from flowkit.training.metrics import MetricsLog, validate
-from flowkit.training.optimizer import build_optimizers
-from flowkit.training.schedule import learning_rate_factor
+from flowkit.training.run import Run, TrainingConfig
 from flowkit.training.statistics import PairedFeatures, fit_statistics
-from flowkit.training.step import StepResult, TrainingStep, WeightAverage
-from flowkit.translator import Statistics, Translator, build_network
+from flowkit.training.world import World
+from flowkit.translator import Statistics, Translator
 
 SKIPPED_STEPS_LIMIT = 20
 """Training stops when this many steps were not finite: the data or the learning rate is wrong."""
+NAMED_KEYS = 5
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a network is trained. Counts are in steps unless a name says otherwise."""
-
-    steps: int
-    batch_size: int
-    optimizer: str
-    muon_learning_rate: float
-    learning_rate: float
-    warmup_steps: int
-    final_learning_rate_share: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    precision: str
-    seed: int
-    evaluate_every: int
-    checkpoint_every: int
-    validation_samples: int
-    shuffle: str = "random"
 
 
 class TrainingData(PairedFeatures, Protocol):
     """Paired features that can be read as an endless sequence of batches from any step on."""
 
     def batches(
-        self, *, seed: int, batch_size: int, start_step: int, shuffle: Any, device: torch.device | str
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        shuffle: Any,
+        device: torch.device | str,
     ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
-        """Yield (step, ids, source, target), which are valid until the next item is asked for."""
+        """Yield (step, ids, source, target) of this rank, which are valid until the next item is asked for."""
+        ...
+
+    def keys(self, ids: np.ndarray) -> list[str]:
+        """Return what people call the images `ids`."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The folder of the trained translator, and what was measured last."""
+    """The folder of the trained translator, and what was measured last and at best."""
 
     folder: Path
     steps: int
     skipped_steps: int
     validation_tok_cos: float
     validation_r2: float
+    best_step: int
+    best_validation_r2: float
 
 
 def train(
@@ -94,168 +84,131 @@ def train(
     work: Path,
     *,
     feature_scale: str,
+    norm_weight_C: Tensor | None = None,
     report: Callable[[dict[str, Any]], None] = lambda line: None,
-    device: torch.device | str = "cpu",
+    world: World | None = None,
 ) -> TrainingResult:
     """Train in `work`, going on from its newest checkpoint, and return the finished folder.
 
-    `report` gets every line of metrics.jsonl. Raises `TrainingError` after too many non-finite steps or if the data
-    does not have the shapes of `model_config`, `CheckpointError` for checkpoints of another training.
+    Every process of `world` calls it with the same arguments; without one, this process trains alone on the CPU.
+    `norm_weight_C` is the weight of the target tower's final norm, for the feature scale "target_norm". `report` gets
+    every line of metrics.jsonl. Raises `TrainingError` after too many non-finite steps or if the data does not have
+    the shapes of `model_config`, `CheckpointError` for checkpoints of another training.
     """
+    world = world or World()
     _check_shapes(model_config, data)
     work.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, objective, model_config, data, work, feature_scale, torch.device(device))
-    metrics = MetricsLog(work / "metrics.jsonl", restored_step=run.step)
+    statistics = _statistics(
+        data,
+        work,
+        world,
+        feature_scale=feature_scale,
+        start_noise=objective.start_noise,
+        norm_weight_C=norm_weight_C,
+    )
+    run = Run(config, objective, model_config, statistics, feature_scale, work / "checkpoints", world)
+    metrics = MetricsLog(work / "metrics.jsonl", restored_step=run.step) if world.is_first else None
     batches = data.batches(
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=run.step,
+        rank=world.rank,
+        world_size=world.size,
         shuffle=config.shuffle,
-        device=device,
+        device=world.device,
     )
     measured: dict[str, float] = {}
     while run.step < config.steps:
-        _, _, source_BTE, target_BTC = next(batches)
-        line = run.advance(source_BTE, target_BTC)
+        _, ids, source_BTE, target_BTC = next(batches)
+        line, broken_rows = run.advance(source_BTE, target_BTC)
+        _check_skipped(run, line, data.keys(ids[broken_rows]))
         measured = {}
         if run.step % config.evaluate_every == 0 or run.step == config.steps:
-            measured = validate(
-                run.translator, validation, images=config.validation_samples, seed=config.seed
-            )
-        metrics.append(line | measured)
-        report(line | measured)
+            measured = _measure(run, validation, config, work)
+        if metrics is not None:
+            metrics.append(line | measured)
+            report(line | measured)
         if run.step % config.checkpoint_every == 0 or run.step == config.steps:
             run.save()
     if not measured:  # the earlier process ended between its last checkpoint and the final folder
+        measured = _measure(run, validation, config, work)
+    folder = work / "final"
+    if world.is_first:
+        _finish(run.translator, work, folder)
+    return TrainingResult(
+        folder,
+        run.step,
+        run.skipped_steps,
+        **measured,
+        best_step=run.best_step,
+        best_validation_r2=run.best_r2,
+    )
+
+
+def _measure(run: Run, validation: PairedFeatures, config: TrainingConfig, work: Path) -> dict[str, float]:
+    """Validate the averaged weights, and keep them if they are the best so far."""
+    run.average.gather()
+    measured: dict[str, float] = {}
+    if run.world.is_first:
         measured = validate(run.translator, validation, images=config.validation_samples, seed=config.seed)
-    folder = _finish(run.translator, work)
-    return TrainingResult(folder, run.step, run.skipped_steps, **measured)
+    measured = run.world.from_first(measured)
+    if run.is_best(measured["validation_r2"]) and run.world.is_first:
+        _replace_folder(work / "best", run.translator.save)
+    return measured
 
 
-class _Run:
-    """The live state of a training: network, optimizers, average, counters."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        objective: ObjectiveConfig,
-        model_config: DiTConfig,
-        data: TrainingData,
-        work: Path,
-        feature_scale: str,
-        device: torch.device,
-    ) -> None:
-        self._config = config
-        self._checkpoints = work / "checkpoints"
-        statistics = _statistics(data, work, feature_scale=feature_scale, start_noise=objective.start_noise)
-        statistics = statistics.to(device)
-        self._network = build_network(model_config, seed=config.seed).to(device)
-        self._average = WeightAverage(self._network, config.ema_decay)
-        self._optimizers = build_optimizers(
-            self._network,
-            kind=config.optimizer,
-            muon_learning_rate=config.muon_learning_rate,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
+def _check_skipped(run: Run, line: dict[str, Any], broken_keys: list[str]) -> None:
+    """Warn of a step that was not finite, and stop after too many."""
+    if not run.just_skipped:
+        return
+    named = [key for keys in run.world.gathered(broken_keys) for key in keys]
+    suspects = f"; features that are not finite: {', '.join(named[:NAMED_KEYS])}" if named else ""
+    log.warning("step=%d skipped loss=%s grad_norm=%s%s", run.step, line["loss"], line["grad_norm"], suspects)
+    if run.skipped_steps > SKIPPED_STEPS_LIMIT:
+        raise TrainingError(
+            f"{run.skipped_steps} steps had a loss or gradient that is not finite (the last one: step {run.step}, "
+            f"loss {line['loss']}, gradient norm {line['grad_norm']}{suspects}), expected at most "
+            f"{SKIPPED_STEPS_LIMIT}; lower the learning rate or verify the feature stores"
         )
-        self._step = TrainingStep(
-            self._network,
-            build_objective(objective),
-            statistics,
-            self._optimizers,
-            self._average,
-            seed=config.seed,
-            clip_norm=config.clip_norm,
-            precision=config.precision,
-        )
-        self.translator = Translator(
-            self._average.network, model_config, objective, feature_scale, statistics
-        )
-        self.step, self.skipped_steps, self._seconds = 0, 0, 0.0
-        self._restore()
-
-    def advance(self, source_BTE: Tensor, target_BTC: Tensor) -> dict[str, Any]:
-        """Take one step and return its line of metrics."""
-        config, started = self._config, time.perf_counter()
-        factor = learning_rate_factor(
-            self.step,
-            steps=config.steps,
-            warmup_steps=config.warmup_steps,
-            final_share=config.final_learning_rate_share,
-        )
-        result = self._step(self.step, source_BTE, target_BTC, learning_rate_factor=factor)
-        if not result.applied:
-            self._count_skipped(result)
-        self.step += 1
-        elapsed = time.perf_counter() - started
-        self._seconds += elapsed
-        return {
-            "step": self.step,
-            "loss": _finite(result.loss),
-            **{f"loss_{name}": _finite(value) for name, value in result.parts.items()},
-            "grad_norm": _finite(result.grad_norm),
-            "learning_rate": factor * config.learning_rate,
-            "skipped_steps": self.skipped_steps,
-            "seconds": round(self._seconds, 4),
-            "samples_per_s": round(len(source_BTE) / elapsed, 1),
-        }
-
-    def save(self) -> None:
-        """Write a checkpoint of the state after the last step."""
-        network = {f"network/{name}": tensor for name, tensor in self._network.named_parameters()}
-        average = {f"average/{name}": tensor for name, tensor in self._average.network.named_parameters()}
-        optimizers = {f"optimizer/{name}": tensor for name, tensor in self._optimizers.tensors().items()}
-        counters = {"skipped_steps": self.skipped_steps, "seconds": self._seconds}
-        save_state(self._checkpoints, TrainingState(self.step, counters, network | average | optimizers))
-
-    def _restore(self) -> None:
-        state = load_newest(self._checkpoints)
-        if state is None:
-            return
-        copy_into(dict(self._network.named_parameters()), state.tensors, "network/")
-        copy_into(dict(self._average.network.named_parameters()), state.tensors, "average/")
-        prefix = "optimizer/"
-        self._optimizers.restore(
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in state.tensors.items()
-                if name.startswith(prefix)
-            }
-        )
-        self.step = state.step
-        self.skipped_steps = state.counters["skipped_steps"]
-        self._seconds = state.counters["seconds"]
-        log.info("training resumed step=%d", self.step)
-
-    def _count_skipped(self, result: StepResult) -> None:
-        self.skipped_steps += 1
-        log.warning("step=%d skipped loss=%s grad_norm=%s", self.step + 1, result.loss, result.grad_norm)
-        if self.skipped_steps > SKIPPED_STEPS_LIMIT:
-            raise TrainingError(
-                f"{self.skipped_steps} steps had a loss or gradient that is not finite (the last one: step "
-                f"{self.step + 1}, loss {result.loss}, gradient norm {result.grad_norm}), expected at most "
-                f"{SKIPPED_STEPS_LIMIT}; lower the learning rate or verify the feature stores"
-            )
 
 
-def _statistics(data: PairedFeatures, work: Path, *, feature_scale: str, start_noise: str) -> Statistics:
+def _statistics(
+    data: PairedFeatures,
+    work: Path,
+    world: World,
+    *,
+    feature_scale: str,
+    start_noise: str,
+    norm_weight_C: Tensor | None,
+) -> Statistics:
     file = work / "statistics.safetensors"
-    if not file.exists():
-        fitted = fit_statistics(data, feature_scale=feature_scale, start_noise=start_noise)
+    if world.is_first and not file.exists():
+        fitted = fit_statistics(
+            data, feature_scale=feature_scale, start_noise=start_noise, norm_weight_C=norm_weight_C
+        )
         partial = file.with_suffix(".partial")
-        partial.write_bytes(save(fitted.tensors()))
-        os.replace(partial, file)
-    return Statistics.from_tensors(load_file(file))
+        write_durably(partial, save(fitted.tensors()))
+        partial.replace(file)
+    world.from_first(None)  # the others wait here
+    return Statistics.from_tensors(load_file(file)).to(world.device)
 
 
-def _finish(translator: Translator, work: Path) -> Path:
-    final, partial = work / "final", work / "final.partial"
-    for folder in (partial, final):
-        shutil.rmtree(folder, ignore_errors=True)
-    translator.save(partial)
-    shutil.copyfile(work / "metrics.jsonl", partial / "metrics.jsonl")
-    partial.rename(final)
-    return final
+def _finish(translator: Translator, work: Path, final: Path) -> None:
+    def fill(folder: Path) -> None:
+        translator.save(folder)
+        shutil.copytree(work / "best", folder / "best")
+        shutil.copyfile(work / "metrics.jsonl", folder / "metrics.jsonl")
+
+    _replace_folder(final, fill)
+
+
+def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Put a folder in place that `fill` filled, in one step."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    fill(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _check_shapes(config: DiTConfig, data: PairedFeatures) -> None:
@@ -268,7 +221,3 @@ def _check_shapes(config: DiTConfig, data: PairedFeatures) -> None:
                 f"{name} features have shape {tuple(found)}, the network expects {expected} (tokens, channels); "
                 "extract them again or correct the token layout"
             )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

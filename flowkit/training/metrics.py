@@ -1,6 +1,7 @@
 """The lines of `metrics.jsonl`: one JSON object per training step, and validation by a real few-step sampler.
 
-Keys: step (from 1), loss, loss_<part>, grad_norm, learning_rate, skipped_steps, seconds, samples_per_s and, at
+Keys: step (from 1), loss, loss_<part>, error_t_<where> (mean square of the clean estimate by time), grad_norm,
+clip_limit, loss_scale, learning_rate, skipped_steps, seconds, samples_per_s, share_of_peak, memory_mb and, at
 evaluation steps, validation_tok_cos and validation_r2. Only `TIMING_KEYS` differ between identical runs.
 """
 
@@ -19,7 +20,7 @@ from flowkit.flow.noise import keyed_normal
 from flowkit.training.statistics import PairedFeatures
 from flowkit.translator import Translator
 
-TIMING_KEYS = ("seconds", "samples_per_s")
+TIMING_KEYS = ("seconds", "samples_per_s", "share_of_peak", "memory_mb")
 VALIDATION_SOLVER = "euler"
 VALIDATION_STEPS = 2
 VALIDATION_BATCH = 128

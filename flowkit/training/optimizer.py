@@ -1,8 +1,8 @@
 """The optimizers of a training: Muon for the matrices inside blocks, AdamW for everything else, or AdamW alone.
 
 Muon replaces the momentum of a matrix by its nearest orthogonal matrix, found with a Newton-Schulz iteration. torch
-runs that iteration in bfloat16, which a CPU without bfloat16 instructions does twenty times slower than float32;
-there `Float32Muon` does the same in float32.
+runs that iteration in bfloat16, which a CPU without bfloat16 instructions does twenty times slower than float32, and
+not at all for shards; here a CPU iterates in float32, and a sharded matrix is put together first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from flowkit.training.world import sharded_like, whole
 
 ADAMW_BETAS = (0.9, 0.99)
 MUON_MOMENTUM = 0.95
@@ -45,8 +47,8 @@ def orthogonalized(
     return x.T if tall else x
 
 
-class Float32Muon(torch.optim.Muon):
-    """torch's Muon with the Newton-Schulz iteration in the parameters' own precision."""
+class Muon(torch.optim.Muon):
+    """torch's Muon for whole and for sharded matrices; iterates in bfloat16 on a GPU, as they are on a CPU."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -63,14 +65,19 @@ class Float32Muon(torch.optim.Muon):
         momentum: Tensor = state["momentum_buffer"]
         momentum.lerp_(gradient, 1 - group["momentum"])
         direction = orthogonalized(
-            gradient.lerp(momentum, group["momentum"]),
+            _for_iteration(whole(gradient.lerp(momentum, group["momentum"]))),
             coefficients=group["ns_coefficients"],
             steps=group["ns_steps"],
             epsilon=group["eps"],
         )
+        direction = sharded_like(direction.to(parameter.dtype), parameter)
         rows, columns = parameter.shape
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def _for_iteration(matrix: Tensor) -> Tensor:
+    return matrix if matrix.device.type == "cpu" else matrix.bfloat16()
 
 
 class Optimizers:
@@ -89,20 +96,25 @@ class Optimizers:
             optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state as tensors named `<optimizer>/<parameter>/<key>`."""
-        return {
+        """Return the state as whole tensors named `<optimizer>/<parameter>/<key>`; every process must call it."""
+        found = {
             f"{name}/{self._names[parameter]}/{key}": value
             for name, optimizer in self._optimizers.items()
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
+        # a restored state lies in the order of its file, which differs between processes, and shards meet in this order
+        return {name: whole(found[name]) for name in sorted(found)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over a state that `tensors` gave; raises `KeyError` for a parameter that is not here."""
         parameters = {name: parameter for parameter, name in self._names.items()}
         for path, value in tensors.items():
-            name, parameter, key = path.split("/")
-            self._optimizers[name].state[parameters[parameter]][key] = value.clone()
+            name, parameter_name, key = path.split("/")
+            parameter = parameters[parameter_name]
+            is_like = value.shape == parameter.shape
+            kept = sharded_like(value, parameter) if is_like else value.to(parameter.device)
+            self._optimizers[name].state[parameter][key] = kept.clone()
 
 
 def build_optimizers(
@@ -120,8 +132,7 @@ def build_optimizers(
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if kind == "muon":
-        muon = Float32Muon if matrices[0].device.type == "cpu" else torch.optim.Muon
-        optimizers["muon"] = muon(
+        optimizers["muon"] = Muon(
             matrices,
             lr=muon_learning_rate,
             momentum=MUON_MOMENTUM,

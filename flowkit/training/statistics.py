@@ -38,14 +38,19 @@ class PairedFeatures(Protocol):
     def batch(self, ids: np.ndarray) -> tuple[Tensor, Tensor]: ...
 
 
-def fit_statistics(data: PairedFeatures, *, feature_scale: str, start_noise: str) -> Statistics:
-    """Return the statistics of `data`; `feature_scale` and `start_noise` are names known to `flowkit.flow`."""
+def fit_statistics(
+    data: PairedFeatures, *, feature_scale: str, start_noise: str, norm_weight_C: Tensor | None = None
+) -> Statistics:
+    """Return the statistics of `data`; `feature_scale` and `start_noise` are names known to `flowkit.flow`.
+
+    `norm_weight_C` is the weight of the target tower's final norm, which the scale "target_norm" asks for.
+    """
     source = _Moments(*data.source_shape)
     target = _Moments(*data.target_shape)
     for source_BTC, target_BTC in _chunks(data):
         source.add(source_BTC)
         target.add(target_BTC)
-    target_scale = target.scale(feature_scale)
+    target_scale = target.scale(feature_scale, norm_weight_C)
     target_mean_TC = (target.sum_TC / target.images).float()
     noise = isotropic(*data.target_shape)
     if start_noise == "target_covariance":
@@ -66,9 +71,9 @@ class _Moments:
         self.sum_TC += x_BTC.sum(0, dtype=torch.float64)
         self.squares_C += x_BTC.square().sum((0, 1), dtype=torch.float64)
 
-    def scale(self, kind: str) -> FeatureScale:
+    def scale(self, kind: str, norm_weight_C: Tensor | None = None) -> FeatureScale:
         tokens = self.images * len(self.sum_TC)
-        fitted = fit_scale(kind, self.sum_TC.sum(0) / tokens, self.squares_C / tokens)
+        fitted = fit_scale(kind, self.sum_TC.sum(0) / tokens, self.squares_C / tokens, norm_weight_C)
         return FeatureScale(fitted.shift_C.float(), fitted.spread_C.float())
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowkit.flow.objective import ObjectiveConfig
-from flowkit.model.dit import DiTConfig
-from flowkit.training.loop import TrainingConfig
+from flowkit.model.config import DiTConfig
+from flowkit.training.run import TrainingConfig
 
 TOKENS, SOURCE_WIDTH, TARGET_WIDTH = 5, 12, 8
 
@@ -41,6 +41,7 @@ FLOW = ObjectiveConfig(
     cosine_weight=0.0,
     consistency_weight=0.0,
     time="uniform",
+    time_beta=(0.5, 0.5),
     share_at_zero=0.5,
     time_gate=True,
     start_noise="target_covariance",
@@ -92,8 +93,19 @@ class Pairs:
         rows = torch.as_tensor(ids)
         return self.source[rows], self.target[rows]
 
+    def keys(self, ids: np.ndarray) -> list[str]:
+        return [f"image-{index}" for index in ids]
+
     def batches(
-        self, *, seed: int, batch_size: int, start_step: int, shuffle: str = "random", device: object = "cpu"
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: str = "random",
+        device: object = "cpu",
     ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
         per_epoch = len(self) // batch_size
         step = start_step
@@ -101,5 +113,6 @@ class Pairs:
             epoch, place = divmod(step, per_epoch)
             order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(self))
             ids = order[place * batch_size : (place + 1) * batch_size]
+            ids = np.split(ids, world_size)[rank]
             yield step, ids, *self.batch(ids)
             step += 1

@@ -36,7 +36,8 @@ def _lines(folder: Path) -> list[dict[str, object]]:
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "metrics.jsonl"}
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "metrics.jsonl")
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize("kind", ["flow", "regression"])

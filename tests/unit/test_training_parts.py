@@ -37,10 +37,10 @@ def test_orthogonalized_matrix_has_singular_values_near_one(shape: tuple[int, in
     assert float((result * (u @ vt)).sum()) > 0.9 * math.sqrt(float(result.square().sum()) * min(shape))
 
 
-def test_float32_muon_takes_the_steps_of_torch() -> None:
+def test_muon_takes_the_steps_of_torch() -> None:
     start = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
     moved = []
-    for kind in (torch.optim.Muon, optimizer.Float32Muon):
+    for kind in (torch.optim.Muon, optimizer.Muon):
         parameter = torch.nn.Parameter(start.clone())
         muon = kind([parameter], lr=0.1, weight_decay=0.05, momentum=0.95)
         for step in range(3):
