@@ -15,13 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowkit.model.config import DiTConfig
+from flowkit.training.precision import dtype_of
 from flowkit.translator import build_network
 
 BACKWARD_SHARE = 2
 """A backward pass computes two matrix products for each of the forward pass."""
 CPU_SIDE, GPU_SIDE = 512, 8192
 REPEATS, LONGEST_SECONDS = 3, 0.5
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def training_flops_per_image(config: DiTConfig) -> int:
@@ -38,7 +38,7 @@ def training_flops_per_image(config: DiTConfig) -> int:
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Return the FLOPs per second of a large square matrix product, the best of a few."""
     side = GPU_SIDE if device.type == "cuda" else CPU_SIDE
-    matrix = torch.ones(side, side, dtype=DTYPES[precision], device=device)
+    matrix = torch.ones(side, side, dtype=dtype_of(precision), device=device)
     best, began = math.inf, time.perf_counter()
     for _ in range(REPEATS + 1):  # the first one warms up
         _wait(device)

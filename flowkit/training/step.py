@@ -10,7 +10,7 @@ Shapes: B images, T tokens, E source width, C target width.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from flowkit.flow.objective import Loss, Objective
 from flowkit.training.average import WeightAverage
-from flowkit.training.clipping import AdaptiveClip, LossScale
+from flowkit.training.clipping import AdaptiveClip
 from flowkit.training.optimizer import Optimizers
 from flowkit.training.parallel import scale_gradients, total_norm, without_exchange
+from flowkit.training.precision import LossScale, autocast
 from flowkit.training.world import World
 from flowkit.translator import Statistics
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 TIME_EDGES = (0.0, 0.25, 0.5, 0.75)
 """Errors are told apart at t = 0 and in quarters of (0, 1]."""
 
@@ -139,17 +139,6 @@ class TrainingStep:
         with torch.no_grad():
             values = torch.stack([result.total, *result.parts.values()]).detach() / self._micro_batches
             return torch.cat((values, *_by_time(result.error_B, draws.t_B)))
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which the network runs in `precision`; raises `ValueError` for an unknown one."""
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision is {precision!r}, expected one of {list(PRECISIONS)}; choose one of these"
-        )
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _by_time(error_B: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,3 +116,12 @@ class Pairs:
             ids = np.split(ids, world_size)[rank]
             yield step, ids, *self.batch(ids)
             step += 1
+
+
+class LinearPairs(Pairs):
+    """Pairs whose targets are a fixed linear map of their sources, token by token."""
+
+    def __init__(self, images: int, *, seed: int = 0) -> None:
+        super().__init__(images, seed=seed)
+        mixing = torch.Generator().manual_seed(4321)
+        self.target = self.source @ torch.randn(SOURCE_WIDTH, TARGET_WIDTH, generator=mixing) + 2

@@ -61,9 +61,9 @@ def _draws(x_0: torch.Tensor) -> Draws:
 def test_an_exact_network_has_no_loss_and_samples_exactly(config, x_0, x_1) -> None:
     objective = build_objective(config)
     network = Exact(config.prediction, x_0)
-    loss, parts = objective.loss(network, x_1, x_1, _draws(x_0))
-    assert float(loss) == pytest.approx(0, abs=1e-5)
-    assert set(parts) == {
+    loss = objective.loss(network, x_1, x_1, _draws(x_0))
+    assert float(loss.total) == pytest.approx(0, abs=1e-5)
+    assert set(loss.parts) == {
         part for part in ("clean", "velocity", "semantic", "cosine", "consistency") if config.weight(part)
     }
     for solver, steps in (("euler", 1), ("heun", 7), ("midpoint", 3)):
@@ -72,12 +72,13 @@ def test_an_exact_network_has_no_loss_and_samples_exactly(config, x_0, x_1) -> N
 
 
 def test_loss_is_the_weighted_sum_of_its_parts(x_0, x_1) -> None:
-    _, parts = build_objective(FOUR_PARTS).loss(Exact("velocity", x_0 + 1), x_1, x_1, _draws(x_0))
-    loss, _ = build_objective(FOUR_PARTS).loss(Exact("velocity", x_0 + 1), x_1, x_1, _draws(x_0))
+    loss = build_objective(FOUR_PARTS).loss(Exact("velocity", x_0 + 1), x_1, x_1, _draws(x_0))
+    parts = loss.parts
     assert float(parts["velocity"]) == pytest.approx(1, abs=1e-5)  # the velocity is off by one everywhere
     remaining = 1 - torch.linspace(0, 0.9, B)
     assert float(parts["semantic"]) == pytest.approx(float(remaining.square().mean()), abs=1e-5)
-    assert float(loss) == pytest.approx(
+    torch.testing.assert_close(loss.error_B, remaining.square())
+    assert float(loss.total) == pytest.approx(
         sum(FOUR_PARTS.weight(name) * float(part) for name, part in parts.items())
     )
 
@@ -131,6 +132,7 @@ def test_regression_draws_nothing_and_is_evaluated_once(x_0, x_1) -> None:
         ({"prediction": "noise"}, "noise"),
         ({"clock": "backward"}, "backward"),
         ({"share_at_zero": 1.5}, "1.5"),
+        ({"time_beta": (0.2, 1.0)}, "0.2"),
         ({"clean_weight": 0.0}, "loss weights"),
     ],
 )
@@ -141,11 +143,12 @@ def test_a_wrong_choice_is_refused_by_name(changed: dict[str, object], named: st
 
 def test_earlier_extra_losses_are_wrong_even_for_an_exact_network(x_0, x_1) -> None:
     earlier = build_objective(replace(FOUR_PARTS, kind="earlier"))
-    loss, parts = earlier.loss(Exact("velocity", x_0), x_1, x_1, _draws(x_0))
+    loss = earlier.loss(Exact("velocity", x_0), x_1, x_1, _draws(x_0))
+    parts = loss.parts
     assert float(parts["velocity"]) == pytest.approx(0, abs=1e-6)
     remaining = 2 * path.expand_time(1 - torch.linspace(0, 0.9, B), x_0) * (x_1 - x_0)
     assert float(parts["semantic"]) == pytest.approx(float(remaining.square().mean()), rel=1e-4)
-    assert float(loss) > 1
+    assert float(loss.total) > 1
 
 
 def test_earlier_clock_tells_the_network_the_wrong_time(x_0, x_1) -> None:

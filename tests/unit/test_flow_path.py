@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,9 +63,17 @@ def test_times_lie_in_the_unit_interval_and_have_the_mean_of_their_density(name:
     assert abs(float(t.mean()) - 0.5) < 0.02
 
 
-def test_u_shaped_times_are_beta_one_half() -> None:
+@pytest.mark.parametrize("shape", [(0.5, 0.5), (1.0, 1.0), (2.0, 5.0), (0.5, 3.0), (8.0, 2.0)])
+def test_beta_times_have_the_quantiles_of_their_density(shape: tuple[float, float]) -> None:
+    u = torch.linspace(0.001, 0.999, 2001, dtype=torch.float64)
+    t = time_sampling.times(u, distribution="beta", share_at_zero=0.0, beta=shape)
+    expected = torch.from_numpy(scipy.stats.beta.ppf(u.numpy(), *shape))
+    torch.testing.assert_close(t, expected, atol=2e-5, rtol=1e-3)
+
+
+def test_beta_one_half_is_u_shaped() -> None:
     u = torch.rand(20000, generator=torch.Generator().manual_seed(2))
-    t = time_sampling.times(u, distribution="u_shaped", share_at_zero=0.0)
+    t = time_sampling.times(u, distribution="beta", share_at_zero=0.0)
     assert abs(float(t.var()) - 1 / 8) < 0.005  # variance of Beta(1/2, 1/2)
 
 
@@ -113,6 +122,22 @@ def test_scale_is_undone_exactly(kind: str) -> None:
     if kind == "standardize":
         torch.testing.assert_close(applied.mean((0, 1)), torch.zeros(C, dtype=torch.float64))
         torch.testing.assert_close(applied.std((0, 1), correction=0), torch.ones(C, dtype=torch.float64))
+
+
+def test_channels_count_as_the_final_norm_of_the_target_weighs_them() -> None:
+    x = torch.randn(B, T, C, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 30 - 4
+    weight = torch.linspace(-2, 3, C, dtype=torch.float64)
+    scale = fit_scale("target_norm", x.mean((0, 1)), x.square().mean((0, 1)), weight)
+    applied = scale.apply(x)
+    torch.testing.assert_close(scale.undo(applied), x)
+    assert float(applied.square().mean()) == pytest.approx(1)
+    shares = applied / (x * weight.abs())
+    torch.testing.assert_close(shares, shares[0, 0, 0].expand_as(shares))
+
+
+def test_a_norm_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 channels, its tokens have 7"):
+        fit_scale("target_norm", torch.zeros(C), torch.ones(C), torch.ones(4))
 
 
 def test_a_constant_channel_is_not_blown_up() -> None:

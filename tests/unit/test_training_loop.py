@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from paired_material import FLOW, MODEL, TRAINING, Pairs
+from paired_material import FLOW, MODEL, TRAINING, LinearPairs, Pairs
 
 from flowkit.errors import CheckpointError, TrainingError
+from flowkit.model.sizes import SIZES
 from flowkit.training.loop import SKIPPED_STEPS_LIMIT, TrainingResult, train
-from flowkit.training.metrics import TIMING_KEYS
+from flowkit.training.metrics import TIMING_KEYS, validate
 from flowkit.translator import Translator
 
 FOUR_PARTS = replace(
@@ -40,21 +41,40 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
+LEARNING = replace(
+    TRAINING,
+    steps=300,
+    batch_size=32,
+    ema_decay=0.99,
+    evaluate_every=300,
+    checkpoint_every=300,
+    validation_samples=128,
+)
+DEMO = replace(MODEL, **SIZES["demo"])
+
+
 @pytest.mark.parametrize("kind", ["flow", "regression"])
 def test_thirty_two_pairs_can_be_learned_by_heart(tmp_path: Path, kind: str) -> None:
     data = Pairs(32)
-    config = replace(TRAINING, steps=250, batch_size=32, evaluate_every=250, checkpoint_every=250)
     objective = replace(FLOW, kind=kind, condition_dropout=0.0)
-    result = train(config, objective, MODEL, data, data, tmp_path, feature_scale="factor")
-    assert result.validation_r2 > 0.9
-    assert result.validation_tok_cos > 0.95
+    result = train(LEARNING, objective, DEMO, data, data, tmp_path, feature_scale="factor")
+    assert result.validation_r2 > 0.99
+    assert result.validation_tok_cos > 0.99
 
 
-def test_reduced_precision_trains_too(tmp_path: Path) -> None:
+def test_a_known_linear_map_is_learned(tmp_path: Path) -> None:
+    """On images that training has not seen."""
+    data, validation = (LinearPairs(images, seed=images) for images in (4096, 128))
+    objective = replace(FLOW, condition_dropout=0.0)
+    result = train(LEARNING, objective, DEMO, data, validation, tmp_path, feature_scale="standardize")
+    assert result.validation_r2 > 0.99
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_too(tmp_path: Path, precision: str) -> None:
     """The weights stay float32 and end near those of full precision."""
     full, reduced = (
-        _train(tmp_path / precision, config=replace(TRAINING, precision=precision))
-        for precision in ("fp32", "bf16")
+        _train(tmp_path / name, config=replace(TRAINING, precision=name)) for name in ("fp32", precision)
     )
     assert reduced.skipped_steps == 0
     assert reduced.validation_r2 == pytest.approx(full.validation_r2, abs=0.05)
@@ -73,6 +93,8 @@ def test_metrics_hold_every_step_and_validation_where_asked(tmp_path: Path) -> N
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "validation_r2" in line] == [5, 10, 12]
     assert {"loss_velocity", "loss_semantic", "loss_cosine", "loss_consistency", "grad_norm"} < set(lines[0])
+    assert {"error_t_0", "error_t_below_0.25", "error_t_below_1.00", "share_of_peak"} < set(reported[0])
+    assert all(0 < line["share_of_peak"] < 1.5 and line["memory_mb"] > 100 for line in reported)
     assert len(reported) == 12
     assert lines[-1]["validation_r2"] == result.validation_r2
 
@@ -113,6 +135,37 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -
     assert _lines(resumed.folder) == _lines(straight.folder)
 
 
+def test_the_best_weights_on_held_out_images_are_kept_beside_the_last(tmp_path: Path) -> None:
+    """A learning rate that explodes half-way, so that best and last differ."""
+    steps = [line["step"] for line in _lines(_train(tmp_path / "a").folder)]
+    assert steps == list(range(1, 13))
+    config = replace(
+        TRAINING, steps=40, learning_rate=3.0, muon_learning_rate=3.0, warmup_steps=30, ema_decay=0.0
+    )
+    result = _train(tmp_path / "b", config=config)
+    measured = {
+        line["step"]: line["validation_r2"] for line in _lines(result.folder) if "validation_r2" in line
+    }
+    assert result.best_validation_r2 == max(measured.values()) == measured[result.best_step]
+    assert result.best_step < 40
+    best, last = (Translator.load(folder) for folder in (result.folder / "best", result.folder))
+    scores = [validate(one, Pairs(16, seed=9), images=16, seed=config.seed) for one in (best, last)]
+    assert [score["validation_r2"] for score in scores] == pytest.approx(
+        [max(measured.values()), measured[40]]
+    )
+
+
+def test_recomputed_blocks_change_nothing(tmp_path: Path) -> None:
+    plain = _train(tmp_path / "plain")
+    recomputed = _train(tmp_path / "recomputed", config=replace(TRAINING, activation_checkpointing=True))
+    assert _bytes(plain.folder) == _bytes(recomputed.folder)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"batch_size=8 does not divide.*gradient_accumulation=3"):
+        _train(tmp_path, config=replace(TRAINING, gradient_accumulation=3))
+
+
 def test_a_finished_training_is_finished_again_without_a_step(tmp_path: Path) -> None:
     first = _train(tmp_path)
     before = _bytes(first.folder)
@@ -125,8 +178,12 @@ def test_a_finished_training_is_finished_again_without_a_step(tmp_path: Path) ->
 
 def test_checkpoints_of_another_network_are_refused(tmp_path: Path) -> None:
     _train(tmp_path)
-    with pytest.raises(CheckpointError, match="other tensors"):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="network depth is 1 there, 2 here"):
         _train(tmp_path, model=replace(MODEL, depth=2))
+    with pytest.raises(CheckpointError, match="objective prediction is 'clean' there"):
+        _train(tmp_path, objective=FOUR_PARTS)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 class _Spoiled(Pairs):
@@ -155,7 +212,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path: Path
 
 def test_too_many_steps_that_are_not_finite_end_the_training(tmp_path: Path) -> None:
     config = replace(TRAINING, steps=SKIPPED_STEPS_LIMIT + 10)
-    with pytest.raises(TrainingError, match=f"{SKIPPED_STEPS_LIMIT + 1} steps.*lower the learning rate"):
+    with pytest.raises(
+        TrainingError, match=f"{SKIPPED_STEPS_LIMIT + 1} steps.*not finite: image-\\d+\\).*lower the"
+    ):
         _train(tmp_path, data=_Spoiled(64, range(1000)), config=config)
 
 
