@@ -14,6 +14,7 @@ import pytest
 from support import ROOT, Project, copy_project
 
 MAKE_DEMO = ["make", "demo", f"BIN={Path(sys.executable).parent}", "INSTALLED=installed"]
+pytestmark = pytest.mark.timeout(3000)  # the demo takes six minutes on two idle cores
 SECOND_CALL_SECONDS = 60  # generous: the bar is 15 on an idle machine, and times are noisy
 
 
