@@ -18,10 +18,16 @@ from typing import Annotated, Any
 
 import extraction_bench
 import loader_bench
+import model_bench
 import store_bench
 import typer
 
-GROUPS = {"store": store_bench.rows, "loader": loader_bench.rows, "extraction": extraction_bench.rows}
+GROUPS = {
+    "store": store_bench.rows,
+    "loader": loader_bench.rows,
+    "extraction": extraction_bench.rows,
+    "model": model_bench.rows,
+}
 
 
 def main(
