@@ -31,6 +31,7 @@ from model_peers import (
     build,
     count_work,
     fresh_train_pass,
+    kept_bytes,
     matrix_product,
     measure,
 )
@@ -44,6 +45,8 @@ MATRIX, BF16, ENCODE = "matrix product", "ours in bf16", "encode condition"
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """What Linux calls the instructions on x86 and on Arm."""
 PUBLISHED_EVALUATIONS = 100
+LARGER_BATCH = 4
+"""Times the judged batch."""
 Turns = dict[str, list[Seconds]]
 
 
@@ -63,12 +66,13 @@ def rows(folder: Path, *, bench: Bench | None = None) -> list[Row]:
     """Measure everything; nothing is written to `folder`."""
     bench = bench or Bench()
     with one_thread():
-        memory = memory_row(bench)
+        memory = memory_rows(bench)
         models = {side: build(side, bench.config) for side in (OURS, PUBLISHED)}
         inputs = Inputs.make(bench.config, bench.batch)
         training = training_turns(bench, models, inputs)
+        memory.append(kept_row(bench, models, inputs))
         single = sampling_turns(bench, models, inputs)
-        found = [*training_rows(bench, training), memory, *sampling_rows(single)]
+        found = [*training_rows(bench, training), *memory, *sampling_rows(single)]
         found.append(forward_row(bench, single))
     if torch.cuda.is_available():
         from model_gpu_bench import gpu_rows
@@ -165,7 +169,13 @@ def has_bf16_instructions() -> bool:
     return bool(BF16_FLAGS & set(text.split()))
 
 
-def memory_row(bench: Bench) -> Row:
+def memory_rows(bench: Bench) -> list[Row]:
+    """The judged batch, where weights and gradients are most of the memory, and once a larger one."""
+    larger = replace(bench, batch=LARGER_BATCH * bench.batch, passes=1)
+    return [memory_row(bench, 0.8), memory_row(larger, None)]
+
+
+def memory_row(bench: Bench, demand: float | None) -> Row:
     """Peak of resident memory of a process that trains one side, against the other's; further keys are in GiB."""
     peaks = {side: peak(bench, side) for side in (OURS, PUBLISHED)}
     gib = {
@@ -174,17 +184,13 @@ def memory_row(bench: Bench) -> Row:
         for part, size in found.items()
     }
     share = peaks[OURS]["peak"] / peaks[PUBLISHED]["peak"]
-    return row("model, peak memory of forward + backward / published", [share], 0.8, at_most=True, **gib)
+    name = f"model, peak memory of forward + backward / published, batch {bench.batch}"
+    return row(name, [share], demand, at_most=True, **gib)
 
 
 def peak(bench: Bench, side: str) -> dict[str, int]:
     """Return the bytes that a fresh process found which trains `side`."""
-    request = {
-        "side": side,
-        "config": asdict(bench.config),
-        "batch": bench.batch,
-        "passes": bench.passes,
-    }
+    request = {"side": side, "config": asdict(bench.config), "batch": bench.batch, "passes": bench.passes}
     package = str(Path(flowkit.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, model_peers.__file__, json.dumps(request)],
@@ -195,6 +201,14 @@ def peak(bench: Bench, side: str) -> dict[str, int]:
     )
     found: dict[str, int] = json.loads(done.stdout)
     return found
+
+
+def kept_row(bench: Bench, models: dict[str, nn.Module], inputs: Inputs) -> Row:
+    """Bytes that the forward pass keeps for the backward one: what memory adds with every sample."""
+    kept = {side: kept_bytes(model, inputs) for side, model in models.items()}
+    mib = {f"{side}_mib_per_sample": round(kept[side] / bench.batch / 2**20, 1) for side in kept}
+    name = "model, memory kept for the backward pass / published"
+    return row(name, [kept[OURS] / kept[PUBLISHED]], None, at_most=True, **mib)
 
 
 def sampling_rows(turns: Turns) -> list[Row]:

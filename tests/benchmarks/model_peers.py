@@ -143,6 +143,22 @@ def count_work(side: str, config: PublishedConfig) -> Work:
     return Work(forward.get_total_flops(), float(forward.get_total_flops() + backward.get_total_flops()))
 
 
+def kept_bytes(model: nn.Module, inputs: Inputs) -> int:
+    """Return the bytes beside the weights that a forward pass keeps for the backward one."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output_BTC = model(inputs.x_BTC, inputs.t_B, inputs.source_BTE)
+    del output_BTC
+    return sum(size for address, size in sizes.items() if address not in weights)
+
+
 def matrix_product(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], Any]:
     """Return one product of two square matrices with `size` rows: 2 size^3 operations."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import model_bench
 import model_gpu_bench
-from model_peers import OURS, PUBLISHED, Inputs, build, count_work, fresh_train_pass, measure, our_config
+from model_peers import (
+    OURS,
+    PUBLISHED,
+    Inputs,
+    build,
+    count_work,
+    fresh_train_pass,
+    kept_bytes,
+    measure,
+    our_config,
+)
 from published_dit import PublishedConfig, PublishedDiT, rotary_table, turned
 
 from flowkit.model.sizes import SIZES
@@ -99,9 +110,22 @@ def test_gradients_reach_all_that_is_used(side: str, bf16: bool) -> None:
     )
 
 
+def test_kept_memory_is_counted_once_and_without_weights() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(20, 20)
+
+        def forward(self, x: Tensor, t: Tensor, source: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y * y.view(-1, 20).view_as(y)
+
+    inputs = Inputs.make(TINY, 2)
+    assert kept_bytes(Twice(), inputs) == 2 * 2 * 6 * 20 * 4  # the input and y, in float32
+
+
 def test_attention_is_the_softmax_of_products() -> None:
-    model, inputs = build(PUBLISHED, TINY), Inputs.make(TINY, 1)
-    attention = model.blocks[0].cross
+    attention = build(PUBLISHED, TINY).blocks[0].cross
     x_TD, source_SD = torch.randn(2, 6, TINY.width, generator=torch.Generator().manual_seed(1))
     heads = []
     for head in range(TINY.heads):
@@ -113,7 +137,6 @@ def test_attention_is_the_softmax_of_products() -> None:
         heads.append(logits.softmax(-1) @ (source_SD @ attention.value.weight[of_key].T))
     expected = torch.cat(heads, -1) @ attention.output.weight.T
     torch.testing.assert_close(attention(x_TD[None], source_SD[None], positions=False)[0], expected)
-    assert inputs.source_BTE.shape == (1, 6, 48)
 
 
 def test_positions_depend_on_row_and_column_and_not_on_depth() -> None:
@@ -142,7 +165,7 @@ def test_every_row_of_the_model_group(
     bf16 = rows["model, forward + backward in bf16 / published in fp32"]
     assert (bf16["holds"] is None) == ("reason" in bf16) == (not instructions)
     assert bf16["median_of"] == (3 if instructions else 1)
-    memory = rows["model, peak memory of forward + backward / published"]
+    memory = rows["model, peak memory of forward + backward / published, batch 2"]
     assert memory["ours_peak_gib"] >= memory["ours_imports_gib"] > 0
     assert sum(row["demand"] is not None for row in rows.values()) == 4 + instructions
     assert all(row["value"] > 0 for row in rows.values())
