@@ -18,7 +18,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import model_peers
 import torch
@@ -94,9 +96,9 @@ def one_thread() -> Iterator[None]:
 
 def training_turns(bench: Bench, models: dict[str, nn.Module], inputs: Inputs) -> Turns:
     """Forward and backward of both sides, ours in bf16 too if the processor has it, and the matrix product."""
-    works = {side: lambda model=model: fresh_train_pass(model, inputs) for side, model in models.items()}
+    works = {side: partial(fresh_train_pass, model, inputs) for side, model in models.items()}
     if has_bf16_instructions():
-        works[BF16] = lambda: fresh_train_pass(models[OURS], inputs, bf16=True)
+        works[BF16] = partial(fresh_train_pass, models[OURS], inputs, bf16=True)
     return measure(works | {MATRIX: matrix_product(bench.matrix)}, bench.repeats)
 
 
@@ -106,8 +108,8 @@ def emulated_bf16_turns(bench: Bench) -> Turns:
     inputs = Inputs.make(config, bench.batch)
     ours, published = (build(side, config) for side in (OURS, PUBLISHED))
     works = {
-        PUBLISHED: lambda: fresh_train_pass(published, inputs),
-        BF16: lambda: fresh_train_pass(ours, inputs, bf16=True),
+        PUBLISHED: partial(fresh_train_pass, published, inputs),
+        BF16: partial(fresh_train_pass, ours, inputs, bf16=True),
     }
     return measure(works, 1)
 
@@ -133,6 +135,8 @@ def training_rows(bench: Bench, turns: Turns) -> list[Row]:
     """Rate against rate, bf16 against fp32, and the share of the matrix rate."""
     work = {side: count_work(side, bench.config).forward_backward for side in (OURS, PUBLISHED)}
     raw = ratios(turns[PUBLISHED], turns[OURS])
+    more: dict[str, Any] = {f"{side}_gflop_per_sample": round(work[side] / 1e9, 3) for side in work}
+    more |= {f"{side}_cpu_s": seconds(turns[side]) for side in work}
     shares = {side: matrix_shares(bench, turns, side, work[side]) for side in work}
     equal_work = work[OURS] / work[PUBLISHED]
     name = "model, forward + backward in fp32, rate / published"
@@ -143,9 +147,8 @@ def training_rows(bench: Bench, turns: Turns) -> list[Row]:
             1.0,
             wall=round(equal_work * wall_ratio(turns[PUBLISHED], turns[OURS]), 3),
             seconds_ratio=round(statistics.median(raw), 3),
-            **{f"{side}_gflop_per_sample": round(work[side] / 1e9, 3) for side in work},
-            **{f"{side}_cpu_s": seconds(turns[side]) for side in work},
             published_share_of_matrix_rate=round(statistics.median(shares[PUBLISHED]), 3),
+            **more,
         ),
         row("model, forward + backward, share of the matrix rate", shares[OURS], None),
         bf16_row(bench, turns),
@@ -154,12 +157,18 @@ def training_rows(bench: Bench, turns: Turns) -> list[Row]:
 
 def bf16_row(bench: Bench, turns: Turns) -> Row:
     """Ours in bf16 against the published network in fp32, without a demand where bf16 is emulated."""
-    name, demand, more = "model, forward + backward in bf16 / published in fp32", 1.4, {}
-    if BF16 not in turns:
-        turns, demand = emulated_bf16_turns(bench), None
-        more = {"reason": "this processor has no bf16 instructions; one block, measured once"}
-    wall = round(wall_ratio(turns[PUBLISHED], turns[BF16]), 3)
-    return row(name, ratios(turns[PUBLISHED], turns[BF16]), demand, wall=wall, **more)
+    judged = BF16 in turns
+    if not judged:
+        turns = emulated_bf16_turns(bench)
+    reason = "this processor has no bf16 instructions; one block, measured once"
+    more: dict[str, Any] = {} if judged else {"reason": reason}
+    return row(
+        "model, forward + backward in bf16 / published in fp32",
+        ratios(turns[PUBLISHED], turns[BF16]),
+        1.4 if judged else None,
+        wall=round(wall_ratio(turns[PUBLISHED], turns[BF16]), 3),
+        **more,
+    )
 
 
 def has_bf16_instructions() -> bool:
@@ -213,7 +222,9 @@ def kept_row(bench: Bench, models: dict[str, nn.Module], inputs: Inputs) -> Row:
 
 def sampling_rows(turns: Turns) -> list[Row]:
     """A whole sampling of the published network against ours with as many evaluations, and with one."""
-    each = {f"{name.replace(' ', '_')}_cpu_s": seconds(turns[name]) for name in (ENCODE, OURS, PUBLISHED)}
+    each: dict[str, Any] = {
+        f"{name.replace(' ', '_')}_cpu_s": seconds(turns[name]) for name in (ENCODE, OURS, PUBLISHED)
+    }
     found = []
     for evaluations, demand in ((PUBLISHED_EVALUATIONS, 1.4), (1, 20.0)):
         ours, theirs = sampled(turns, evaluations), repeated(turns[PUBLISHED], PUBLISHED_EVALUATIONS)
