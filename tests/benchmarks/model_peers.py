@@ -23,7 +23,8 @@ from published_dit import PublishedConfig, PublishedDiT
 from torch import Tensor, nn
 
 from flowkit.flow.registry import build_head
-from flowkit.model.dit import DiT, DiTConfig
+from flowkit.model.config import DiTConfig
+from flowkit.model.registry import find_architecture
 
 OURS, PUBLISHED = "ours", "published"
 AWAKE_SPREAD = 0.02
@@ -34,9 +35,8 @@ class WholeModel(nn.Module):
 
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__()
-        self.network = DiT(
-            our_config(config), build_head("linear", width=config.width, target_width=config.target_width)
-        )
+        head = build_head("linear", width=config.width, target_width=config.target_width)
+        self.network = find_architecture("blip3o")(our_config(config), head)
 
     def forward(self, x_BTC: Tensor, t_B: Tensor, source_BTE: Tensor) -> Tensor:
         """Return [B, T, C]."""
