@@ -166,8 +166,9 @@ def test_known_file_is_not_hashed_again(
 def test_tar_that_is_exchanged_while_it_is_read_is_an_error(
     tar: Path, listed: TarDescription, expected: dict[str, str], tmp_path: Path, is_listed: bool
 ) -> None:
+    """Written anew in place, so the thread that reads it may meet its short beginning first."""
     source = listed if is_listed else None
-    with pytest.raises(ShardError, match=r"00007\.tar changed while it was read"):
+    with pytest.raises(ShardError, match=r"00007\.tar (changed|became shorter) while it was read"):
         extract(tar, tmp_path / "store", Acting(lambda: make_tar(tar, first=100)), source=source)
     assert not (tmp_path / "store/zarr.json").exists()
     make_tar(tar)
