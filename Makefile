@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help
 help:
-	@echo "make demo       run the whole workflow on the demo (about five minutes on two cores)"
+	@echo "make demo       run the whole workflow on the demo (five to seven minutes on two cores)"
 	@echo "make test       run the tests (about ten minutes)"
 	@echo "make test-slow  run the long tests: kill drills, retraining the demo encoders, the whole demo"
 	@echo "make bench      measure every performance bar (about a quarter of an hour, 2 GB of disk)"

@@ -96,15 +96,14 @@ class Optimizers:
             optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state as whole tensors named `<optimizer>/<parameter>/<key>`; every process must call it."""
+        """Return the state by name, `<optimizer>/<parameter>/<key>`, in an order that all processes share."""
         found = {
             f"{name}/{self._names[parameter]}/{key}": value
             for name, optimizer in self._optimizers.items()
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
-        # a restored state lies in the order of its file, which differs between processes, and shards meet in this order
-        return {name: whole(found[name]) for name in sorted(found)}
+        return {name: found[name] for name in sorted(found)}  # a restored state lies in the order of its file
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over a state that `tensors` gave; raises `KeyError` for a parameter that is not here."""

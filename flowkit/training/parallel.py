@@ -19,8 +19,8 @@ from flowkit.model.network import DiT
 from flowkit.training.world import World
 
 PARALLELS = ("auto", "ddp", "fsdp")
-SHARDED_FROM_PARAMETERS = 500_000_000
-"""With "auto", networks from this size on are sharded: sizes large and huge."""
+SHARDED_FROM_PARAMETERS = 400_000_000
+"""With "auto", networks from this size on are sharded: sizes large and huge of every architecture."""
 
 
 class BatchLoss(nn.Module):

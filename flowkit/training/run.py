@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from flowkit.training.parallel import BatchLoss, compile_blocks, distribute, is_
 from flowkit.training.rates import matrix_rate, peak_memory_mb, training_flops_per_image
 from flowkit.training.schedule import learning_rate_factor
 from flowkit.training.step import TIME_EDGES, TrainingStep
-from flowkit.training.world import World, whole
+from flowkit.training.world import World
 from flowkit.translator import Statistics, Translator, build_network
 
 ERROR_NAMES = ("error_t_0", *(f"error_t_below_{edge + 0.25:.2f}" for edge in TIME_EDGES))
@@ -157,9 +158,16 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last step; every process must call it."""
-        network = {f"network/{name}": whole(tensor) for name, tensor in self._network.named_parameters()}
-        average = {f"average/{name}": whole(tensor) for name, tensor in self.average.tensors().items()}
-        optimizers = {f"optimizer/{name}": tensor for name, tensor in self._optimizers.tensors().items()}
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "network": dict(self._network.named_parameters()),
+            "average": self.average.tensors(),
+            "optimizer": self._optimizers.tensors(),
+        }
+        tensors = {  # one after the other, so that no process but the first holds more than one whole tensor
+            f"{part}/{name}": self.world.kept_by_first(tensor)
+            for part, named in parts.items()
+            for name, tensor in named.items()
+        }
         counters = {
             "skipped_steps": self.skipped_steps,
             "seconds": self._seconds,
@@ -170,7 +178,7 @@ class Run:
             "identity": self._identity,
         }
         if self.world.is_first:
-            save_state(self._checkpoints, TrainingState(self.step, counters, network | average | optimizers))
+            save_state(self._checkpoints, TrainingState(self.step, counters, tensors))
         self.world.from_first(None)  # nobody goes on before it is on the disk
 
     def _restore(self) -> None:

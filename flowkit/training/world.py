@@ -39,6 +39,11 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def kept_by_first(self, tensor: Tensor) -> Tensor:
+        """Return the whole tensor on the CPU in the first process, an empty one in others; all must call it."""
+        full = whole(tensor)
+        return full.detach().cpu() if self.is_first else torch.empty(0)
+
     def from_first(self, value: AnyValue) -> AnyValue:
         """Return the first process's `value` in every process; it travels pickled."""
         if self.size == 1:
