@@ -174,9 +174,12 @@ class Train(Section):
         1, gt=0, description="Parts that a process works through its share of a batch in, to save memory."
     )
     optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="Muon for the matrices inside the blocks and AdamW for the rest, or AdamW alone."
+        "muon", description="Muon for the matrices that tokens pass and AdamW for the rest, or AdamW alone."
     )
     muon_learning_rate: Number = Field(0.04, gt=0, description="Peak learning rate of Muon.")
+    muon_momentum: Number = Field(
+        0.95, ge=0, lt=1, description="Momentum of Muon; a few hundred steps want 0.9."
+    )
     learning_rate: Number = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup_steps: Whole = Field(30, ge=0, description="Steps of linear warm-up.")
     final_learning_rate_share: Number = Field(
@@ -243,7 +246,7 @@ class Goals(Section):
 
     flow_r2: Number = Field(0.91, description="R2 of run 'flow' with euler-1, at least.")
     ridge_gap_closed: Number = Field(
-        0.35, description="Share of the gap between ridge and 1 that it closes, at least."
+        0.5, description="Share of the gap between ridge and 1 that it closes, at least."
     )
     above_earlier_recipe: Number = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
     regression_r2: Number = Field(0.92, description="R2 of run 'regression', at least.")

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowkit.model.condition import ConditionEncoder
 from flowkit.model.config import DiTConfig
 from flowkit.model.layers import KeysValues
 from flowkit.model.rope import RotaryTable
@@ -77,7 +78,9 @@ class DiT(nn.Module, ABC):
     Encode the condition once, then evaluate it at as many (x, t) as needed.
     """
 
+    condition: ConditionEncoder
     blocks: BlockStack
+    head: nn.Module
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -94,9 +97,11 @@ class DiT(nn.Module, ABC):
     def forward(self, x_BTC: Tensor, t_B: Tensor, condition: Any) -> Tensor:
         """Return [B, T, C]. `t_B` may hold one time for all images."""
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Return the matrices of the blocks' operations: those that an orthogonalised update fits."""
-        return [matrix for block in self.blocks for matrix in block.matrices()]
+    def token_matrices(self) -> list[nn.Parameter]:
+        """Return the matrices of adapter, attention, feed-forward and head, which an orthogonalised update fits."""
+        inside = [matrix for block in self.blocks for matrix in block.matrices()]
+        around = [*self.condition.adapter.parameters(), *self.head.parameters()]
+        return [*inside, *(parameter for parameter in around if parameter.ndim == 2)]
 
     def recompute_blocks(self, on: bool) -> None:
         """Choose whether blocks are recomputed in the backward pass: less memory, a third more work, equal results."""

@@ -41,6 +41,7 @@ class TrainingConfig:
     batch_size: int
     optimizer: str
     muon_learning_rate: float
+    muon_momentum: float
     learning_rate: float
     warmup_steps: int
     final_learning_rate_share: float
@@ -92,6 +93,7 @@ class Run:
             self._network,
             kind=config.optimizer,
             muon_learning_rate=config.muon_learning_rate,
+            muon_momentum=config.muon_momentum,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         )

@@ -31,6 +31,7 @@ SECONDS_PER_STEP_DEMANDED = 0.15
 CLIP_NORM = 1.0
 LEARNING_RATE = 1e-4
 """Small, so that many steps towards random targets stay finite; a step costs the same whatever the rate."""
+MOMENTUM = 0.95
 Task = Callable[[], Any]
 
 
@@ -97,6 +98,7 @@ def our_update(model: nn.Module) -> Task:
         whole(model).network,
         kind="muon",
         muon_learning_rate=LEARNING_RATE,
+        muon_momentum=MOMENTUM,
         learning_rate=LEARNING_RATE,
         weight_decay=0.0,
     )

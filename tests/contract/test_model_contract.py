@@ -257,14 +257,16 @@ def test_saved_and_loaded_weights_give_equal_bits(config: DiTConfig, tmp_path: P
     assert torch.equal(found, expected)
 
 
-def test_hidden_matrices_are_those_of_attention_and_feed_forward(config: DiTConfig) -> None:
+def test_token_matrices_are_those_of_adapter_attention_feed_forward_and_head(config: DiTConfig) -> None:
     network = build_network(config)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    named = sorted(names[id(matrix)] for matrix in network.hidden_matrices())
+    named = sorted(names[id(matrix)] for matrix in network.token_matrices())
     assert named == sorted(
         name
         for name, parameter in network.named_parameters()
-        if name.startswith("blocks.") and parameter.ndim == 2 and ".modulation." not in name
+        if name.startswith(("blocks.", "condition.adapter.", "head."))
+        and parameter.ndim == 2
+        and ".modulation." not in name
     )
 
 

@@ -53,6 +53,7 @@ TRAINING = TrainingConfig(
     batch_size=8,
     optimizer="muon",
     muon_learning_rate=0.04,
+    muon_momentum=0.95,
     learning_rate=4e-3,
     warmup_steps=3,
     final_learning_rate_share=0.02,

@@ -50,10 +50,10 @@ def test_muon_takes_the_steps_of_torch() -> None:
     assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 0.02  # torch iterates in bfloat16
 
 
-def test_muon_gets_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+def test_muon_gets_the_matrices_that_tokens_pass_and_adamw_the_rest() -> None:
     network = build_network(MODEL)
     built = optimizer.build_optimizers(
-        network, kind="muon", muon_learning_rate=0.1, learning_rate=1e-3, weight_decay=0.0
+        network, kind="muon", muon_learning_rate=0.1, muon_momentum=0.95, learning_rate=1e-3, weight_decay=0.0
     )
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -64,14 +64,24 @@ def test_muon_gets_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     every = {name for name, _ in network.named_parameters()}
     assert names["muon"] | names["adamw"] == every
     assert not names["muon"] & names["adamw"]
-    assert all(name.startswith("blocks.") and "modulation" not in name for name in names["muon"])
-    assert any(name.startswith("head") for name in names["adamw"])
+    assert names["muon"] == {
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.ndim == 2
+        and name.startswith(("blocks.", "condition.adapter", "head"))
+        and "modulation" not in name
+    }
 
 
 def test_unknown_optimizer_is_named() -> None:
     with pytest.raises(ValueError, match=r"'sgd'.*adamw"):
         optimizer.build_optimizers(
-            build_network(MODEL), kind="sgd", muon_learning_rate=1.0, learning_rate=1.0, weight_decay=0.0
+            build_network(MODEL),
+            kind="sgd",
+            muon_learning_rate=1.0,
+            muon_momentum=0.95,
+            learning_rate=1.0,
+            weight_decay=0.0,
         )
 
 
