@@ -31,6 +31,15 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
     assert load_config(path).runs
 
 
+def test_seeds_differ_from_the_demo_in_runs_and_evaluation_pictures_alone() -> None:
+    demo, seeds = (load_config(DEMO.with_name(name)).model_dump() for name in ("demo.yaml", "seeds.yaml"))
+    fresh = seeds["datasets"].pop("shapes-fresh")
+    assert fresh == {**demo["datasets"].pop("shapes-test"), "seed": fresh["seed"]}
+    differing = {section for section in demo if demo[section] != seeds[section]}
+    assert differing == {"experiment", "data", "report", "runs"}
+    assert demo["data"] | {"evaluation": "shapes-fresh"} == seeds["data"]
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

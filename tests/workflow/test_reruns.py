@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support import ROOT
+
+import flowkit
 
 EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_baselines"}
 END = {"summary", "report"}
@@ -38,6 +43,8 @@ TABLE = (
          "train_flow", "train.steps=7"),
     Edit("value of one run", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN,
          "train_flow", "train.seed=5"),
+    Edit("scale that reads the target's norm", "tiny.yaml", "runs:", "objective: {feature_scale: target_norm}\nruns:",
+         TRAINED | AFTER_TRAINING, "train_regression", "objective.feature_scale=target_norm"),
     Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2",
          "evaluate_every: 2, checkpoint_every: 3", TRAINED | AFTER_TRAINING, "train_flow", "train.checkpoint_every=3"),
     Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
@@ -112,6 +119,24 @@ def test_changed_values_by_hand_need_an_experiment_of_their_own(finished) -> Non
     said = finished.flowkit("shards", "--config", "tiny.yaml", *shared, check=False)
     assert "changes what all experiments share, give it a place: --data-root DIR" in said
     assert finished.planned() == {}
+
+
+def test_training_scales_channels_by_the_norm_of_the_target_tower(finished) -> None:
+    """Stage train reads the weights from the head's result; the scale it saves is their inverse."""
+    values = ("experiment=by-norm", "objective.feature_scale=target_norm")
+    try:
+        finished.flowkit(
+            "train", "--config", "tiny.yaml", "--run", "flow", *(f"--set={value}" for value in values)
+        )
+        scale = flowkit.load(finished.folder / "results/by-norm/runs/flow/train").statistics.target
+        (head,) = finished.folder.glob("results/data/heads/demo-vit-*/*/head.safetensors")
+        weight_C = load_file(head)["norm.weight"]
+    finally:
+        shutil.rmtree(finished.folder / "results/by-norm", ignore_errors=True)
+    assert weight_C.std() > 0
+    counted_C = scale.spread_C * weight_C.abs()
+    assert torch.allclose(counted_C, counted_C[:1].expand_as(counted_C), rtol=1e-5)
+    assert not scale.shift_C.any()
 
 
 def test_touch_accepts_a_harmless_edit(finished) -> None:
