@@ -248,6 +248,9 @@ class Goals(Section):
     ridge_gap_closed: Number = Field(
         0.5, description="Share of the gap between ridge and 1 that it closes, at least."
     )
+    ridge_gap_closed_4x: Number = Field(
+        0.65, description="The same for run 'flow_4x', trained four times as long, at least."
+    )
     above_earlier_recipe: Number = Field(0.15, description="R2 above run 'earlier_recipe', at least.")
     regression_r2: Number = Field(0.92, description="R2 of run 'regression', at least.")
 

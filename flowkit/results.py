@@ -17,9 +17,10 @@ def key_figures(experiment: Path) -> Iterator[str]:
     table: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         table.setdefault((row["run"], row["sampler"]), {})[row["metric"]] = row["value"]
-    yield f"{'run':<16}{'sampler':<12}" + "".join(f"{column:>10}" for column in COLUMNS)
+    width = max(len(run) for run in ("run", *(run for run, _ in table))) + 2
+    yield f"{'run':<{width}}{'sampler':<12}" + "".join(f"{column:>10}" for column in COLUMNS)
     for (run, sampler), values in table.items():
-        yield f"{run:<16}{sampler:<12}" + "".join(_cell(values.get(column)) for column in COLUMNS)
+        yield f"{run:<{width}}{sampler:<12}" + "".join(_cell(values.get(column)) for column in COLUMNS)
     yield ""
     for verdict in read_json(experiment / "verdicts.json")["rows"]:
         yield f"{verdict['verdict']:<10} {verdict['goal']} ({_cell(verdict['value']).strip()} of {verdict['demand']})"

@@ -2,10 +2,11 @@
 
     skill_r2 = (r2 - r2_ridge) / (1 - r2_ridge)     the share of the gap from ridge to perfect that is closed
 Ridge's own R2 on the same data counts as fixed, so the interval of skill_r2 is that of r2, rescaled.
-Without a run named `ridge` on the same data it is None. seed_spread is the spread over training seeds, None
-for a single seed.
+Without a run named `ridge` on the same data it is None. Runs called NAME and NAME_seed_1, NAME_seed_2, ... are one
+training with several seeds: seed_spread is the standard deviation over them (N - 1), None for a single seed.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -15,6 +16,7 @@ import numpy as np
 from flowkit.evaluation.score import MetricRow
 
 REFERENCE_RUN = "ridge"
+SEED_SUFFIX = re.compile(r"_seed_\d+$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,27 @@ def summary_rows(scores: Iterable[RunScore]) -> list[SummaryRow]:
             rows.append(_line(one, row))
             if row["metric"] == "r2":
                 rows.append(_line(one, skill_row(row, references.get(one.data))))
+    return _with_seed_spread(rows)
+
+
+def without_seed(run: str) -> str:
+    """Return what the runs of several seeds of one training have in common."""
+    return SEED_SUFFIX.sub("", run)
+
+
+def _with_seed_spread(rows: list[SummaryRow]) -> list[SummaryRow]:
+    values: dict[tuple[str, ...], list[float | None]] = {}
+    for row in rows:
+        values.setdefault(_of_all_seeds(row), []).append(row["value"])
+    for row in rows:
+        known_values = [value for value in values[_of_all_seeds(row)] if value is not None]
+        if 1 < len(known_values) == len(values[_of_all_seeds(row)]):
+            row["seed_spread"] = float(np.std(known_values, ddof=1))
     return rows
+
+
+def _of_all_seeds(row: SummaryRow) -> tuple[str, ...]:
+    return without_seed(row["run"]), row["sampler"], row["data"], row["metric"]
 
 
 def skill_row(r2: MetricRow, reference: float | None) -> MetricRow:

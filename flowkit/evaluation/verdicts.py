@@ -3,7 +3,8 @@
 A goal is one or more conditions; each compares one number with a demand, and a reader can repeat the
 comparison:
     the number is a figure's value or an end of its interval, or its ratio to or difference from another's.
-A figure named without a sampler stands for all samplers of its run: the worst case is the number that counts.
+A figure named without a sampler stands for all samplers of its run, and a run for all its seeds (NAME_seed_1, ...):
+the worst case is the number that counts.
 A figure that is missing or None bears nothing. The row of a goal shows the first condition that fails, else
 the first.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypedDict
 
-from flowkit.evaluation.summary import SummaryRow
+from flowkit.evaluation.summary import SummaryRow, without_seed
 
 Part = Literal["value", "low", "high"]
 
@@ -144,7 +145,7 @@ def _find(rows: Sequence[SummaryRow], figure: Figure) -> list[float | None]:
     return [
         row[figure.part]
         for row in rows
-        if row["run"] == figure.run
+        if figure.run in (row["run"], without_seed(row["run"]))
         and row["metric"] == figure.metric
         and figure.sampler in (None, row["sampler"])
     ]

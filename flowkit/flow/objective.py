@@ -174,13 +174,18 @@ class FlowObjective:
         return Loss(torch.stack(weighted).sum(), values, _error_per_image(clean_BTC, x_1_BTC))
 
     def predict(
-        self, network: Network, x_t_BTC: Tensor, t_B: Tensor, condition: Any
+        self,
+        network: Network,
+        x_t_BTC: Tensor,
+        t_B: Tensor,
+        condition: Any,
+        minimum_remaining: float = path.MINIMUM_REMAINING,
     ) -> tuple[Tensor, Tensor]:
         """Return the clean estimate and the velocity at `x_t_BTC`."""
         seen_BTC = path.gated(x_t_BTC, t_B) if self.config.time_gate else x_t_BTC
         output_BTC = network(seen_BTC, t_B, condition).to(x_t_BTC.dtype)
         if self.config.prediction == "clean":
-            return output_BTC, path.velocity_from_clean(output_BTC, x_t_BTC, t_B)
+            return output_BTC, path.velocity_from_clean(output_BTC, x_t_BTC, t_B, minimum_remaining)
         return path.clean_estimate(x_t_BTC, output_BTC, t_B), output_BTC
 
     def clean_estimate_of_extra_losses(
@@ -202,7 +207,7 @@ class FlowObjective:
         def velocity_under(encoded: Any) -> Callable[[Tensor, float], Tensor]:
             def velocity(x_BTC: Tensor, t: float) -> Tensor:
                 t_1 = torch.full((1,), self.clock(t), device=x_BTC.device)
-                return self.predict(network, x_BTC, t_1, encoded)[1]
+                return self.predict(network, x_BTC, t_1, encoded, path.MINIMUM_REMAINING_SAMPLED)[1]
 
             return velocity
 

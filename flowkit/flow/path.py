@@ -3,7 +3,7 @@
     x_t = (1 - t) x_0 + t x_1      v = x_1 - x_0      x_1 = x_t + (1 - t) v      x_0 = x_t - t v
 
 Time t lies in [0, 1]; 0 is noise and 1 is data. A network that predicts the clean tokens gives the velocity
-(x_1 - x_t) / (1 - t), where 1 - t is kept above `MINIMUM_REMAINING` because it vanishes at the data end.
+(x_1 - x_t) / (1 - t), where 1 - t is kept above a smallest value because it vanishes at the data end.
 
 Shapes: B images, T tokens, C channels. Every function is pure and keeps the dtype of its tokens.
 """
@@ -13,7 +13,9 @@ from __future__ import annotations
 from torch import Tensor
 
 MINIMUM_REMAINING = 0.02
-"""Smallest 1 - t that a velocity is divided by; the last of 50 uniform steps starts exactly here."""
+"""Smallest 1 - t that a velocity in a loss is divided by, so that errors near the data end do not rule it."""
+MINIMUM_REMAINING_SAMPLED = 1e-6
+"""The same in sampling, below the last step of every grid on offer: the last step lands on the clean estimate."""
 
 
 def expand_time(t_B: Tensor, x_BTC: Tensor) -> Tensor:
@@ -41,9 +43,11 @@ def noise_estimate(x_t_BTC: Tensor, v_BTC: Tensor, t_B: Tensor) -> Tensor:
     return x_t_BTC - expand_time(t_B, x_t_BTC) * v_BTC
 
 
-def velocity_from_clean(clean_BTC: Tensor, x_t_BTC: Tensor, t_B: Tensor) -> Tensor:
+def velocity_from_clean(
+    clean_BTC: Tensor, x_t_BTC: Tensor, t_B: Tensor, minimum_remaining: float = MINIMUM_REMAINING
+) -> Tensor:
     """Return the velocity that leads from `x_t_BTC` at `t_B` straight to `clean_BTC` at 1."""
-    remaining = (1 - expand_time(t_B, x_t_BTC)).clamp(min=MINIMUM_REMAINING)
+    remaining = (1 - expand_time(t_B, x_t_BTC)).clamp(min=minimum_remaining)
     return (clean_BTC - x_t_BTC) / remaining
 
 

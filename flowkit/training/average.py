@@ -1,7 +1,8 @@
 """The exponential moving average of the weights, which is what a training leaves.
 
 w_ema <- d w_ema + (1 - d) w, with a smaller d in the first steps. The average is laid out over the processes as the
-weights are; `network` is a whole copy of it in the first process, for validation and for the final folder.
+weights are; `network` is a whole copy of it for validation and for the final folder. Where the weights are sharded, the
+first process alone holds that copy.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ class WeightAverage:
         self._average: list[Tensor] = list(self.network.parameters())
         self._is_sharded = False
 
-    def follow_shards(self, network: DiT) -> None:
-        """Average the shards of `network`, which is the copied network after sharding."""
+    def follow_shards(self, network: DiT, *, keep_whole: bool) -> None:
+        """Average the shards of `network`, which is the copied network after sharding; `keep_whole` the copy, too."""
         self._live = list(network.parameters())
         self._average = [parameter.detach().clone() for parameter in self._live]
         self._is_sharded = True
+        if not keep_whole:
+            self.network.to("meta")
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -48,4 +51,6 @@ class WeightAverage:
         """Bring `network` up to date; every process must call it."""
         if self._is_sharded:
             for parameter, average in zip(self.network.parameters(), self._average, strict=True):
-                parameter.copy_(whole(average))
+                full = whole(average)
+                if not parameter.is_meta:
+                    parameter.copy_(full)

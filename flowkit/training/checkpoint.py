@@ -1,8 +1,8 @@
 """Training checkpoints from which a killed run goes on exactly where it was.
 
 A checkpoint is a folder `step-00000120/` with `tensors.safetensors` (weights, their average, optimizer state) and
-`state.json` (step, counters, digest of the tensors). It gets its name by one rename when both files are on the disk;
-the last `KEPT` stay. A folder that is damaged all the same is passed over for the one before it.
+`state.json` (step, counters, digest of the tensors and of these). It gets its name by one rename when both files are on
+the disk; the last `KEPT` stay. A folder that is damaged all the same is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def save_state(folder: Path, state: TrainingState) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()})
-    described = {"step": state.step, "counters": state.counters, "digest": _digest(tensors)}
+    described = {"step": state.step, "counters": state.counters}
+    described["digest"] = _digest(tensors, described)
     write_durably(partial / "tensors.safetensors", tensors)
     write_durably(partial / "state.json", json.dumps(described, sort_keys=True).encode())
     shutil.rmtree(final, ignore_errors=True)
@@ -67,9 +68,9 @@ def load_newest(folder: Path) -> TrainingState | None:
     for checkpoint in reversed(checkpoints):
         try:
             return _load(checkpoint)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reasons.append(f"{checkpoint.name}: {error}")
-            log.warning("checkpoint=%s damaged=%s", checkpoint, error)
+            log.warning("checkpoint=%s damaged=%s, falling back to the one before", checkpoint, error)
     if checkpoints:
         raise CheckpointError(
             f"all checkpoints in {folder} are damaged ({'; '.join(reasons)}), expected an intact one; "
@@ -81,8 +82,9 @@ def load_newest(folder: Path) -> TrainingState | None:
 def _load(checkpoint: Path) -> TrainingState:
     described = json.loads((checkpoint / "state.json").read_text())
     tensors = (checkpoint / "tensors.safetensors").read_bytes()
-    if _digest(tensors) != described["digest"]:
-        raise ValueError("tensors.safetensors differs from its digest")
+    expected = described.pop("digest")
+    if _digest(tensors, described) != expected:
+        raise ValueError("tensors.safetensors or state.json differs from the digest")
     return TrainingState(described["step"], described["counters"], load(tensors))
 
 
@@ -90,8 +92,10 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _digest(tensors: bytes, described: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(tensors, digest_size=16)
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def write_durably(file: Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
 """Train a translator: statistics, steps, validation, checkpoints, the final folder.
 
-    work/statistics.safetensors   fitted once          work/checkpoints/step-*/   the last two states
-    work/metrics.jsonl            one line per step    work/best/                 the best translator on held-out images
-    work/final/                   the trained translator, best/ and metrics.jsonl
+    work/statistics-*.safetensors  fitted once         work/checkpoints/step-*/  the last two states
+    work/metrics.jsonl             one line per step   work/best/                the best on held-out images
+    work/final/                    the trained translator, best/ and metrics.jsonl
 
 Batches, noise, times and dropped conditions are pure functions of (seed, step, place in the batch), so a killed
 training that is started again in the same `work` gives the same bytes as one that ran through. Several processes see
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -55,10 +57,6 @@ class TrainingData(PairedFeatures, Protocol):
         device: torch.device | str,
     ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
         """Yield (step, ids, source, target) of this rank, which are valid until the next item is asked for."""
-        ...
-
-    def keys(self, ids: np.ndarray) -> list[str]:
-        """Return what people call the images `ids`."""
         ...
 
 
@@ -97,6 +95,7 @@ def train(
     """
     world = world or World()
     _check_shapes(model_config, data)
+    _check_rank(model_config, objective)
     work.mkdir(parents=True, exist_ok=True)
     statistics = _statistics(
         data,
@@ -119,8 +118,9 @@ def train(
     )
     measured: dict[str, float] = {}
     while run.step < config.steps:
+        started = time.perf_counter()
         _, ids, source_BTE, target_BTC = next(batches)
-        line, broken_rows = run.advance(source_BTE, target_BTC)
+        line, broken_rows = run.advance(source_BTE, target_BTC, started=started)
         _check_skipped(run, line, data.keys(ids[broken_rows]))
         measured = {}
         if run.step % config.evaluate_every == 0 or run.step == config.steps:
@@ -181,8 +181,8 @@ def _statistics(
     start_noise: str,
     norm_weight_C: Tensor | None,
 ) -> Statistics:
-    file = work / "statistics.safetensors"
-    if world.is_first and not file.exists():
+    file = work / f"statistics-{feature_scale}-{start_noise}.safetensors"
+    if world.is_first and not _is_whole(file):
         fitted = fit_statistics(
             data, feature_scale=feature_scale, start_noise=start_noise, norm_weight_C=norm_weight_C
         )
@@ -191,6 +191,16 @@ def _statistics(
         partial.replace(file)
     world.from_first(None)  # the others wait here
     return Statistics.from_tensors(load_file(file)).to(world.device)
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        return bool(load_file(file))
+    except FileNotFoundError:
+        return False
+    except SafetensorError as error:
+        log.warning("statistics=%s damaged=%s, fitting them again", file, error)
+        return False
 
 
 def _finish(translator: Translator, work: Path, final: Path) -> None:
@@ -209,6 +219,17 @@ def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     fill(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _check_rank(config: DiTConfig, objective: ObjectiveConfig) -> None:
+    """A velocity holds the start noise in every direction, which no output of lower rank can."""
+    is_narrow = config.head == "linear" and config.width < config.target_width
+    if is_narrow and objective.kind == "flow" and objective.prediction == "velocity":
+        raise TrainingError(
+            f"a velocity of {config.target_width} channels from a network that is {config.width} wide has lower rank "
+            "than the noise in it; choose objective.prediction=clean, a model.size at least as wide, or "
+            "model.head=earlier for the limit of the earlier work"
+        )
 
 
 def _check_shapes(config: DiTConfig, data: PairedFeatures) -> None:

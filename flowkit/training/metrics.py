@@ -1,8 +1,9 @@
 """The lines of `metrics.jsonl`: one JSON object per training step, and validation by a real few-step sampler.
 
 Keys: step (from 1), loss, loss_<part>, error_t_<where> (mean square of the clean estimate by time), grad_norm,
-clip_limit, loss_scale, learning_rate, skipped_steps, seconds, samples_per_s, share_of_peak, memory_mb and, at
-evaluation steps, validation_tok_cos and validation_r2. Only `TIMING_KEYS` differ between identical runs.
+clip_limit, loss_scale, learning_rate (AdamW's), muon_learning_rate, skipped_steps, seconds, samples_per_s,
+share_of_peak, memory_mb and, at evaluation steps, validation_tok_cos and validation_r2. Only `TIMING_KEYS` differ
+between identical runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from flowkit.flow.fidelity import FidelitySums
 from flowkit.flow.noise import keyed_normal
-from flowkit.training.statistics import PairedFeatures
+from flowkit.training.statistics import PairedFeatures, finite_batch
 from flowkit.translator import Translator
 
 TIMING_KEYS = ("seconds", "samples_per_s", "share_of_peak", "memory_mb")
@@ -51,8 +52,10 @@ def validate(translator: Translator, data: PairedFeatures, *, images: int, seed:
     ids = np.arange(min(images, len(data)))
     for first in range(0, len(ids), VALIDATION_BATCH):
         chunk = ids[first : first + VALIDATION_BATCH]
-        source_BTE, target_BTC = data.batch(chunk)
-        keys = [(seed, VALIDATION_KEY, int(index)) for index in chunk]
+        kept, source_BTE, target_BTC = finite_batch(data, chunk)
+        if not len(kept):
+            continue
+        keys = [(seed, VALIDATION_KEY, int(index)) for index in kept]
         white_BTC = keyed_normal(keys, tuple(target_BTC.shape[1:]), torch.device("cpu"))
         predicted_BTC = translator.generate(
             source_BTE, num_inference_steps=VALIDATION_STEPS, solver=VALIDATION_SOLVER, white_noise=white_BTC

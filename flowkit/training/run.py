@@ -28,6 +28,16 @@ from flowkit.training.step import TIME_EDGES, TrainingStep
 from flowkit.training.world import World
 from flowkit.translator import Statistics, Translator, build_network
 
+CHANGE_NO_COURSE = (
+    "evaluate_every",
+    "checkpoint_every",
+    "validation_samples",
+    "gradient_accumulation",
+    "activation_checkpointing",
+    "compile",
+    "parallel",
+)
+"""Settings that a training may be resumed with in another value."""
 ERROR_NAMES = ("error_t_0", *(f"error_t_below_{edge + 0.25:.2f}" for edge in TIME_EDGES))
 
 log = logging.getLogger(__name__)
@@ -76,7 +86,7 @@ class Run:
     ) -> None:
         """Build everything in every process of `world`, or restore it from the newest of `checkpoints`."""
         self._config, self._checkpoints, self.world = config, checkpoints, world
-        self._identity = {"network": asdict(model_config), "objective": asdict(objective_config)}
+        self._identity = identity_of(config, objective_config, model_config, feature_scale)
         self._device = torch.device(world.device)
         _check_batch(config, world)
         self._network = build_network(model_config, seed=config.seed).to(self._device)
@@ -86,7 +96,7 @@ class Run:
         shard = is_sharded(self._network, world, config.parallel)
         loss = distribute(BatchLoss(self._network, objective), world, shard=shard)
         if shard:
-            self.average.follow_shards(self._network)
+            self.average.follow_shards(self._network, keep_whole=world.is_first)
         if config.compile:
             compile_blocks(self._network)
         self._optimizers = build_optimizers(
@@ -118,9 +128,14 @@ class Run:
         self.best_step, self.best_r2 = 0, -math.inf
         self._restore()
 
-    def advance(self, source_BTE: Tensor, target_BTC: Tensor) -> tuple[dict[str, Any], list[int]]:
-        """Take one step; returns its line of metrics and the rows of this process's batch that are not finite."""
-        config, started = self._config, time.perf_counter()
+    def advance(
+        self, source_BTE: Tensor, target_BTC: Tensor, *, started: float | None = None
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Take one step; returns its line of metrics and the rows of this process's batch that are not finite.
+
+        `started` is the `time.perf_counter()` from which the step counts, so that waiting for data is part of it.
+        """
+        config, started = self._config, time.perf_counter() if started is None else started
         factor = learning_rate_factor(
             self.step,
             steps=config.steps,
@@ -142,6 +157,7 @@ class Run:
             "clip_limit": result.clip_limit,
             "loss_scale": self._step.loss_scale.scale,
             "learning_rate": factor * config.learning_rate,
+            "muon_learning_rate": factor * config.muon_learning_rate if config.optimizer == "muon" else None,
             "skipped_steps": self.skipped_steps,
             "seconds": round(self._seconds, 4),
             "samples_per_s": round(config.batch_size / elapsed, 1),
@@ -205,6 +221,15 @@ class Run:
         self._step.clip.restore(counters["clip"])
         self._step.loss_scale.restore(counters["loss_scale"])
         log.info("training resumed step=%d", self.step)
+
+
+def identity_of(
+    config: TrainingConfig, objective_config: ObjectiveConfig, model_config: DiTConfig, feature_scale: str
+) -> dict[str, Any]:
+    """Return everything that fixes the course of a training, as its checkpoints carry it."""
+    course = {name: value for name, value in asdict(config).items() if name not in CHANGE_NO_COURSE}
+    training = course | {"feature_scale": feature_scale}
+    return {"network": asdict(model_config), "objective": asdict(objective_config), "training": training}
 
 
 def _check_batch(config: TrainingConfig, world: World) -> None:

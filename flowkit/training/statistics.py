@@ -2,12 +2,14 @@
 
 Two passes over evenly spaced images sum in float64: first the mean and mean square of every channel and the mean
 target, then, for the shaped start noise, the covariance of the centred targets over positions and over channels.
+Images with a feature that is not finite are left out, counted and named.
 
 Shapes: B images, T tokens, C channels, M = T C.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.errors import TrainingError
 from flowkit.flow.noise import StartNoise, fit_target_covariance, isotropic
 from flowkit.flow.scale import FeatureScale, fit_scale
 from flowkit.translator import Statistics
@@ -22,6 +25,9 @@ from flowkit.translator import Statistics
 STATISTICS_IMAGES = 4096
 """At most this many images are read; more would hardly move a scale."""
 STATISTICS_BATCH = 256
+NAMED_KEYS = 5
+
+log = logging.getLogger(__name__)
 
 
 class PairedFeatures(Protocol):
@@ -37,19 +43,40 @@ class PairedFeatures(Protocol):
 
     def batch(self, ids: np.ndarray) -> tuple[Tensor, Tensor]: ...
 
+    def keys(self, ids: np.ndarray) -> list[str]:
+        """Return what people call the images `ids`."""
+        ...
+
+
+def finite_batch(data: PairedFeatures, ids: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return those of `ids` whose features are finite, and these features; the others are named in a warning."""
+    source_BTC, target_BTC = data.batch(ids)
+    is_whole_B = source_BTC.isfinite().flatten(1).all(1) & target_BTC.isfinite().flatten(1).all(1)
+    if is_whole_B.all():
+        return ids, source_BTC, target_BTC
+    broken = ids[~is_whole_B.numpy()]
+    named = ", ".join(data.keys(broken[:NAMED_KEYS]))
+    log.warning("left_out=%d images whose features are not finite, the first: %s", len(broken), named)
+    return ids[is_whole_B.numpy()], source_BTC[is_whole_B], target_BTC[is_whole_B]
+
 
 def fit_statistics(
     data: PairedFeatures, *, feature_scale: str, start_noise: str, norm_weight_C: Tensor | None = None
 ) -> Statistics:
     """Return the statistics of `data`; `feature_scale` and `start_noise` are names known to `flowkit.flow`.
 
-    `norm_weight_C` is the weight of the target tower's final norm, which the scale "target_norm" asks for.
+    `norm_weight_C` is the weight of the target tower's final norm, which the scale "target_norm" asks for. Raises
+    `TrainingError` if no image has finite features.
     """
     source = _Moments(*data.source_shape)
     target = _Moments(*data.target_shape)
     for source_BTC, target_BTC in _chunks(data):
         source.add(source_BTC)
         target.add(target_BTC)
+    if not source.images:
+        raise TrainingError(
+            "no training image has finite features; verify the feature stores and extract them again"
+        )
     target_scale = target.scale(feature_scale, norm_weight_C)
     target_mean_TC = (target.sum_TC / target.images).float()
     noise = isotropic(*data.target_shape)
@@ -97,4 +124,5 @@ def _shaped_noise(data: PairedFeatures, scale: FeatureScale, mean_TC: Tensor) ->
 def _chunks(data: PairedFeatures) -> Iterator[tuple[Tensor, Tensor]]:
     ids = np.unique(np.linspace(0, len(data) - 1, min(len(data), STATISTICS_IMAGES)).astype(np.int64))
     for first in range(0, len(ids), STATISTICS_BATCH):
-        yield data.batch(ids[first : first + STATISTICS_BATCH])
+        _, *features = finite_batch(data, ids[first : first + STATISTICS_BATCH])
+        yield features[0], features[1]

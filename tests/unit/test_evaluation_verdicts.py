@@ -2,6 +2,8 @@
 
 import pytest
 
+from flowkit.config import Goals
+from flowkit.evaluation.goals import experiment_goals
 from flowkit.evaluation.summary import RunScore, summary_rows
 from flowkit.evaluation.verdicts import Condition, Figure, Goal, flow_goals, verdicts
 
@@ -90,6 +92,27 @@ def test_without_a_sampler_the_worst_one_counts():
     above = Condition(Figure("flow", "r2", "euler-1"), "at least", 0.5, Figure("old", "r2"))
     assert judge(above, *runs)["value"] == pytest.approx(0.2)
     assert judge(above, *runs)["verdict"] == "not shown"
+
+
+def test_seeds_of_a_run_have_a_spread_and_the_worst_of_them_counts():
+    runs = run("flow", "euler-1", r2=0.9), run("flow_seed_1", "euler-1", r2=0.8), run("flow_seed_x", r2=0.1)
+    spread = {row["run"]: row["seed_spread"] for row in summary_rows(runs) if row["metric"] == "r2"}
+    assert spread["flow"] == spread["flow_seed_1"] == pytest.approx(0.1 / 2**0.5)
+    assert spread["flow_seed_x"] is None
+    assert judge(Condition(Figure("flow", "r2"), "at least", 0.85), *runs)["value"] == 0.8
+    assert judge(Condition(Figure("flow_seed_1", "r2"), "at least", 0.85), *runs)["value"] == 0.8
+
+
+def test_four_times_the_training_has_a_goal_of_its_own():
+    demands = Goals().model_dump()
+    rows = summary_rows(
+        [run("flow", "euler-1", r2=0.9), run("flow_4x", "euler-1", r2=0.96), run("ridge", r2=0.87)]
+    )
+    found = {row["goal"]: row for row in verdicts(rows, experiment_goals(rows, demands), data="shapes")}
+    (goal,) = (name for name in found if "four times" in name)
+    assert found[goal]["value"] == pytest.approx(0.09 / 0.13)
+    assert found[goal]["verdict"] == "holds"
+    assert not any("four times" in goal.goal for goal in experiment_goals(rows[:2], demands))
 
 
 @pytest.mark.parametrize("runs", [[], [run("flow", r2=None)], [run("flow", data="photos", r2=1.0)]])

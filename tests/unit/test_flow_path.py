@@ -71,6 +71,16 @@ def test_beta_times_have_the_quantiles_of_their_density(shape: tuple[float, floa
     torch.testing.assert_close(t, expected, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(0.5, 0.5), (2.5, 8.0), (4.0, 2.5), (8.0, 8.0), (10.0, 6.0)])
+def test_beta_times_rise_from_end_to_end(shape: tuple[float, float]) -> None:
+    """The outermost cells hold so little that the sum of their density no longer grows."""
+    outer = torch.tensor([0, 1e-7, 1e-5, 1e-4])
+    u = torch.cat((outer, torch.linspace(0.001, 0.999, 999), 1 - outer.flip(0)[:-1]))
+    t = time_sampling.times(u, distribution="beta", share_at_zero=0.0, beta=shape)
+    assert ((t >= 0) & (t <= 1)).all()
+    assert (t.diff() >= 0).all()
+
+
 def test_beta_one_half_is_u_shaped() -> None:
     u = torch.rand(20000, generator=torch.Generator().manual_seed(2))
     t = time_sampling.times(u, distribution="beta", share_at_zero=0.0)

@@ -183,7 +183,61 @@ def test_checkpoints_of_another_network_are_refused(tmp_path: Path) -> None:
         _train(tmp_path, model=replace(MODEL, depth=2))
     with pytest.raises(CheckpointError, match="objective prediction is 'clean' there"):
         _train(tmp_path, objective=FOUR_PARTS)
+    with pytest.raises(CheckpointError, match="training seed is 3 there, 4 here"):
+        _train(tmp_path, config=replace(TRAINING, seed=4))
+    with pytest.raises(CheckpointError, match="training optimizer is 'muon' there, 'adamw' here"):
+        _train(tmp_path, config=replace(TRAINING, optimizer="adamw"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_training_may_go_on_under_settings_that_change_nothing(tmp_path: Path) -> None:
+    first = _train(tmp_path)
+    again = _train(tmp_path, config=replace(TRAINING, checkpoint_every=3, gradient_accumulation=2))
+    assert again == first
+
+
+def test_statistics_belong_to_their_scale_and_are_fitted_again_when_damaged(tmp_path: Path) -> None:
+    straight = _bytes(_train(tmp_path / "straight").folder)
+    work = tmp_path / "damaged"
+    work.mkdir()
+    (work / "statistics-standardize-target_covariance.safetensors").write_bytes(b"of another scale")
+    (work / f"statistics-factor-{FLOW.start_noise}.safetensors").write_bytes(b"damaged")
+    assert _bytes(_train(work).folder) == straight
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "target_covariance"])
+def test_images_that_are_not_finite_are_left_out_of_the_statistics_and_named(
+    tmp_path: Path, noise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Pairs(64)
+    data.target[7, 0, 0] = float("nan")
+    result = _train(tmp_path, data=data, objective=replace(FLOW, start_noise=noise))
+    assert result.skipped_steps > 0
+    assert "image-7" in caplog.text
+    assert 0 < result.best_validation_r2 <= 1
+    assert all(torch.isfinite(p).all() for p in Translator.load(result.folder).network.parameters())
+    data.source[:] = float("inf")
+    with pytest.raises(TrainingError, match="no training image has finite features; verify"):
+        _train(tmp_path / "none", data=data)
+
+
+def test_a_velocity_is_not_squeezed_through_fewer_channels(tmp_path: Path) -> None:
+    narrow = replace(MODEL, width=6, heads=1, kv_heads=1)
+    assert narrow.width < narrow.target_width
+    velocity = replace(FOUR_PARTS, prediction="velocity")
+    with pytest.raises(TrainingError, match=r"velocity of \d+ channels .* choose objective.prediction=clean"):
+        _train(tmp_path, model=narrow, objective=velocity)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_train_as_plain_ones(tmp_path: Path, recompute: bool) -> None:
+    config = replace(TRAINING, steps=6, compile=True, activation_checkpointing=recompute)
+    plain = _lines(_train(tmp_path / "plain", config=replace(config, compile=False)).folder)
+    compiled = _lines(_train(tmp_path / "compiled", config=config).folder)
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=1e-4)
+    resumed = _train(tmp_path / "compiled", config=config)
+    assert _lines(resumed.folder) == compiled
 
 
 class _Spoiled(Pairs):

@@ -99,6 +99,23 @@ def test_the_last_two_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path) ->
     assert torch.equal(restored.tensors["network/w"], torch.full((3,), 12.0))
 
 
+@pytest.mark.parametrize(
+    ("found", "put"), [('"step": 8', '"step": 2'), ('"skipped_steps": 8', '"skipped_steps": 0'), ("{", "[{")]
+)
+def test_counters_of_a_checkpoint_are_not_believed_without_their_digest(
+    tmp_path, found: str, put: str
+) -> None:
+    for step in (4, 8):
+        save_state(tmp_path, _state(step))
+    file = tmp_path / "step-00000008" / "state.json"
+    text = file.read_text()
+    file.write_text(text.replace(found, put, 1) + ("]" if put == "[{" else ""))
+    assert file.read_text() != text
+    restored = load_newest(tmp_path)
+    assert restored is not None
+    assert restored.step == 4
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage: str) -> None:
     for step in (4, 8):
