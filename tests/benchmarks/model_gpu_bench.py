@@ -1,11 +1,11 @@
 """The network on a GPU at base size: a training step at batch 128, and sampling, in bf16, by wall time.
 
-Ours is compiled and updated by this project's optimizers; the published network runs eagerly with AdamW, as it was
-trained, under the same autocast in the same run. A step is forward, backward, clipping and update on a batch that is
-there already. Sampling takes Euler steps, one evaluation each. Shares are of the rate that large bf16 matrix products
-reach on the same card in the same run.
+Ours is the training step as `flowkit train` takes it: draws, figures of each step, averaged weights, compiled blocks.
+The published network runs eagerly with AdamW, as it was trained, under the same autocast in the same run: forward,
+backward, clipping and update. The batch is there already. Sampling takes Euler steps, one evaluation each. Shares are
+of the rate that large bf16 matrix products reach on the same card in the same run.
 
-Needs torch, numpy, the model and its optimizers alone; on a bare image
+Needs torch, numpy, safetensors and what trains alone; on a bare image
 `PYTHONPATH=. python tests/benchmarks/model_gpu_bench.py` prints one JSON row per line.
 """
 
@@ -13,25 +13,41 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from model_peers import OURS, PUBLISHED, Inputs, WholeModel, build, count_work, matrix_product, train_pass
+from model_peers import (
+    OURS,
+    PUBLISHED,
+    Inputs,
+    WholeModel,
+    build,
+    count_work,
+    matrix_product,
+    our_config,
+    train_pass,
+)
 from published_dit import PublishedConfig
 from rows import Row, processor, row
 from torch import Tensor, nn
 
+from flowkit.flow.noise import isotropic
+from flowkit.flow.objective import ObjectiveConfig
+from flowkit.flow.scale import FeatureScale
 from flowkit.flow.solvers import integrate, time_grid
-from flowkit.training.optimizer import build_optimizers
+from flowkit.training.run import Run, TrainingConfig
+from flowkit.training.world import World
+from flowkit.translator import Statistics
 
 SECONDS_PER_STEP_DEMANDED = 0.15
 CLIP_NORM = 1.0
 LEARNING_RATE = 1e-4
 """Small, so that many steps towards random targets stay finite; a step costs the same whatever the rate."""
-MOMENTUM = 0.95
 Task = Callable[[], Any]
 
 
@@ -73,11 +89,12 @@ def training_rows(
     bench: GpuBench, models: Mapping[str, nn.Module], inputs: Inputs, rates: list[float]
 ) -> list[Row]:
     """Seconds of our step, its share of the matrix rate, and how much longer the published one takes."""
-    ours, published = models[OURS], models[PUBLISHED]
+    published = models[PUBLISHED]
+    run = our_run(bench)
     tasks = {
-        OURS: training_step(ours, torch.compile(ours, backend=bench.backend), our_update(ours), inputs),
+        OURS: lambda: run.advance(inputs.source_BTE, inputs.target_BTC),
         PUBLISHED: training_step(
-            published, published, torch.optim.AdamW(published.parameters(), lr=LEARNING_RATE).step, inputs
+            published, torch.optim.AdamW(published.parameters(), lr=LEARNING_RATE).step, inputs
         ),
     }
     took = turns(tasks, bench, times=bench.steps)
@@ -92,26 +109,68 @@ def training_rows(
     ]
 
 
-def our_update(model: nn.Module) -> Task:
-    """Return this project's optimizer step at full rate."""
-    optimizers = build_optimizers(
-        whole(model).network,
-        kind="muon",
+def our_run(bench: GpuBench) -> Run:
+    """Return a training of the default recipe, in this process alone; nothing is saved."""
+    config = our_config(bench.config)
+    training = TrainingConfig(
+        steps=1_000_000,
+        batch_size=bench.batch,
+        optimizer="muon",
         muon_learning_rate=LEARNING_RATE,
-        muon_momentum=MOMENTUM,
+        muon_momentum=0.95,
         learning_rate=LEARNING_RATE,
+        warmup_steps=30,
+        final_learning_rate_share=0.02,
         weight_decay=0.0,
+        clip_norm=CLIP_NORM,
+        ema_decay=0.99,
+        precision="bf16",
+        seed=0,
+        evaluate_every=1,
+        checkpoint_every=1,
+        validation_samples=1,
+        compile=bench.device == "cuda",
     )
-    return lambda: optimizers.step(1.0)
+    objective = ObjectiveConfig(
+        kind="flow",
+        prediction="clean",
+        clean_weight=1.0,
+        velocity_weight=0.0,
+        semantic_weight=0.0,
+        cosine_weight=0.0,
+        consistency_weight=0.0,
+        time="uniform",
+        time_beta=(0.5, 0.5),
+        share_at_zero=0.5,
+        time_gate=True,
+        start_noise="target_covariance",
+        condition_dropout=0.0,
+        clock="ascending",
+    )
+    statistics = Statistics(
+        unit_scale(config.source_width),
+        unit_scale(config.target_width),
+        isotropic(config.target_tokens, config.target_width),
+        torch.zeros(config.target_tokens, config.target_width),
+    )
+    nowhere = Path(tempfile.gettempdir()) / "flowkit-bench-without-checkpoints"
+    return Run(
+        training, objective, config, statistics.to(bench.device), "none", nowhere, World(device=bench.device)
+    )
 
 
-def training_step(model: nn.Module, run: Callable[..., Tensor], update: Task, inputs: Inputs) -> Task:
-    """Return one step of `model`, which is called through `run`."""
+def unit_scale(channels: int) -> FeatureScale:
+    """Return the scale that changes nothing."""
+    return FeatureScale(torch.zeros(channels), torch.ones(channels))
+
+
+def training_step(model: nn.Module, update: Task, inputs: Inputs) -> Task:
+    """Return one step of the published model."""
     parameters = list(model.parameters())
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        train_pass(run, inputs, bf16=True)
+        train_pass(model, inputs, bf16=True)
         float(nn.utils.clip_grad_norm_(parameters, CLIP_NORM))
         update()
 

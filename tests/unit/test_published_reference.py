@@ -203,7 +203,7 @@ def test_every_gpu_row_runs_on_the_cpu() -> None:
 
 
 def test_gpu_rows_import_on_a_bare_image() -> None:
-    missing = ("pydantic", "snakemake", "zarr", "open_clip", "typer", "safetensors", "timm", "pyarrow", "PIL")
+    missing = ("pydantic", "snakemake", "zarr", "open_clip", "typer", "timm", "pyarrow", "PIL")
     code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import model_gpu_bench"
     root = BENCHMARKS.parents[1]
     done = subprocess.run(
