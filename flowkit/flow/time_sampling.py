@@ -36,9 +36,8 @@ def _beta_quantiles(a: float, b: float) -> Tensor:
     below = torch.cat((mass.new_zeros(1), mass.cumsum(0))) / mass.sum()
     wanted = torch.linspace(0, 1, BETA_CELLS + 1, dtype=torch.float64)
     cell = torch.searchsorted(below, wanted, right=True).clamp(1, BETA_CELLS) - 1
-    held = (below[cell + 1] - below[cell]).clamp(
-        min=torch.finfo(torch.float64).tiny
-    )  # the last cells may hold none
+    # the outermost cells may hold nothing that float64 can tell
+    held = (below[cell + 1] - below[cell]).clamp(min=torch.finfo(torch.float64).tiny)
     within = (wanted - below[cell]) / held
     return edges[cell] + within.clamp(0, 1) * (edges[cell + 1] - edges[cell])
 

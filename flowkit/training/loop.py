@@ -31,13 +31,12 @@ from flowkit.model.config import DiTConfig
 from flowkit.training.checkpoint import write_durably
 from flowkit.training.metrics import MetricsLog, validate
 from flowkit.training.run import Run, TrainingConfig
-from flowkit.training.statistics import PairedFeatures, fit_statistics
+from flowkit.training.statistics import NAMED_KEYS, PairedFeatures, fit_statistics
 from flowkit.training.world import World
 from flowkit.translator import Statistics, Translator
 
 SKIPPED_STEPS_LIMIT = 20
 """Training stops when this many steps were not finite: the data or the learning rate is wrong."""
-NAMED_KEYS = 5
 
 log = logging.getLogger(__name__)
 

@@ -71,6 +71,14 @@ def test_an_exact_network_has_no_loss_and_samples_exactly(config, x_0, x_1) -> N
         torch.testing.assert_close(sampled, x_1, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint"])
+@pytest.mark.parametrize("steps", [50, 100, 1000])
+def test_many_steps_leave_no_start_noise_behind(solver: str, steps: int, x_0, x_1) -> None:
+    sampled = build_objective(FLOW).sample(Exact("clean"), x_1, None, x_0, Transport(solver, steps))
+    left = float(((sampled - x_1) * (x_0 - x_1)).sum() / (x_0 - x_1).square().sum())
+    assert abs(left) < 1e-5
+
+
 def test_loss_is_the_weighted_sum_of_its_parts(x_0, x_1) -> None:
     loss = build_objective(FOUR_PARTS).loss(Exact("velocity", x_0 + 1), x_1, x_1, _draws(x_0))
     parts = loss.parts
