@@ -27,27 +27,11 @@ from flowkit.paths import Places
 from flowkit.progress import Progress, logger, set_up_logging
 from flowkit.results import key_figures
 from flowkit.runtime import allow_many_open_files, end_with, set_threads
+from flowkit.slurm.settings import HERE, TrainingJobs
 from flowkit.stages.fingerprint import code_of
-from flowkit.stages.jobs import unpack_spec
+from flowkit.stages.jobs import STAGES, unpack_spec
 from flowkit.stages.session import Spec
 from flowkit.stages.specs import Plan
-
-STAGES = {
-    "fetch": "Fetch the tars or archives of a data set from the network; goes on where it was stopped.",
-    "shards": "Draw the demo images, make tars of COCO, or take stock of a folder of tars.",
-    "weights": "Find or fetch the weights of an encoder and record their digest.",
-    "extract": "Encode the images of tars into token stores.",
-    "convert": "Convert the source encoder's token stores to int8.",
-    "pairs": "Join the rows of two encoders' stores.",
-    "head": "Save the target encoder's final norm and projection.",
-    "texts": "Embed captions and class prompts with the target's text tower.",
-    "train": "Train a run.",
-    "sample": "Translate the evaluation set with a trained run.",
-    "baselines": "Fit the closed-form baselines and translate the evaluation set with them.",
-    "evaluate": "Measure the samples of a run or baseline.",
-    "summary": "Join the metrics of all runs and judge the goals.",
-    "report": "Write the static pages.",
-}
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NETWORK_STAGES = ("fetch", "weights")
@@ -80,7 +64,7 @@ def _plan(
     loaded = load_config(config, tuple(overrides or ()))
     machine = machine_of(profile, results=results, data_root=data_root)
     places = Places(loaded.experiment, machine.results, machine.data_root)
-    return Plan(loaded, places, machine.shards_per_job, machine.extract_threads)
+    return Plan(loaded, places, machine.shards_per_job)
 
 
 def _add_stage(stage: str, help_text: str) -> None:
@@ -97,6 +81,7 @@ def _add_stage(stage: str, help_text: str) -> None:
         results: ResultsOption = None,
         data_root: DataRootOption = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
+        jobs: Annotated[str | None, typer.Option(help="Training only: how it is submitted, as JSON.")] = None,
         parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
     ) -> None:
         set_threads(threads)
@@ -112,14 +97,14 @@ def _add_stage(stage: str, help_text: str) -> None:
             has_own_data = _is_given(context, "data_root")
             _demand_own_place(stage, overrides, has_own_data=has_own_data)
             plan = _plan(config or Path(), overrides, profile, results, data_root)
-            jobs = plan.select(stage, run=run, dataset=dataset, encoder=encoder)
-            specs = [replace(job.spec, by_hand=tuple(job.tracked)) for job in jobs]
+            chosen = plan.select(stage, run=run, dataset=dataset, encoder=encoder)
+            specs = [replace(job.spec, by_hand=tuple(job.tracked)) for job in chosen]
         failed: list[FlowkitError] = []
         for one in specs:
             spec_text = json.dumps(one.as_dict(), sort_keys=True)
             logger.info("flowkit %s --threads %d --spec '%s'", stage, threads, spec_text)
             try:
-                importlib.import_module(f"flowkit.stages.{stage}").run(one)
+                _run_stage(one, _training_jobs(one, jobs, profile), threads)
             except ShardError as error:
                 if (
                     stage != "fetch" or len(specs) == 1
@@ -129,6 +114,23 @@ def _add_stage(stage: str, help_text: str) -> None:
                 failed.append(error)
         if failed:
             raise ShardError("\n".join(map(str, failed)))
+
+
+def _training_jobs(spec: Spec, text: str | None, profile: Path | None) -> TrainingJobs:
+    if text is not None:
+        return TrainingJobs.of(json.loads(text))
+    machine = machine_of(profile)
+    return TrainingJobs.of(machine.training, run=spec.target.get("run", ""), account=machine.account)
+
+
+def _run_stage(spec: Spec, jobs: TrainingJobs, threads: int) -> None:
+    """Run a stage in this process, or a training in a job of its own where the machine says so."""
+    if spec.stage == "train" and jobs.executor != HERE:
+        from flowkit.slurm.training import train_in_job
+
+        train_in_job(spec, jobs, threads=threads)
+    else:
+        importlib.import_module(f"flowkit.stages.{spec.stage}").run(spec)
 
 
 def _is_given(context: typer.Context, option: str) -> bool:
@@ -251,6 +253,41 @@ def why(
         raise ConfigError(f"{rule}: no such rule, this experiment has {', '.join(jobs)}")
     for tracked in jobs[rule].tracked:
         typer.echo(tracked)
+
+
+@app.command()
+def status(
+    config: ConfigOption = Path("workflow/config/demo.yaml"),
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
+    """Print how the trainings of an experiment stand: job, state, step, rate, time to go, last figures."""
+    from flowkit.slurm.status import status_lines
+
+    plan = _plan(config, overrides, profile, results)
+    runs = {run: plan.config.run(run).train.steps for run in plan.config.runs}
+    for line in status_lines(plan.places, runs):
+        typer.echo(line)
+
+
+@app.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="The run whose training job is cancelled.")],
+    config: ConfigOption = Path("workflow/config/demo.yaml"),
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
+    """Cancel the training job of a run; what it has saved stays, and the same run goes on from there."""
+    from flowkit.slurm.handle import JobFolder
+    from flowkit.slurm.training import cancel as cancel_training
+
+    plan = _plan(config, overrides, profile, results)
+    if run not in plan.config.runs:
+        raise ConfigError(f"{run}: no such run, this experiment has {', '.join(plan.config.runs)}")
+    job = cancel_training(JobFolder(plan.places.train(run) / "state"))
+    typer.echo(f"job {job} is cancelled" if job else f"{run}: no job is under way")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

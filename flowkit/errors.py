@@ -33,6 +33,10 @@ class TrainingError(FlowkitError, RuntimeError):
     """Training cannot go on, for instance after too many non-finite steps."""
 
 
+class TrainingInterrupted(FlowkitError, RuntimeError):
+    """Training was asked to stop, wrote a checkpoint and can go on from it."""
+
+
 class StageError(FlowkitError, RuntimeError):
     """A stage cannot start or finish: another one works on the same result, or an input is not ready."""
 

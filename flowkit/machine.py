@@ -1,4 +1,4 @@
-"""Settings of a machine that the workflow itself reads: where results and data lie, how many tars one job takes.
+"""Settings of a machine that the workflow itself reads: where results and data lie, how large jobs are and where they go.
 
 They change no result and belong into a profile, on the command line or in the environment, never into a configuration.
 """
@@ -6,8 +6,9 @@ They change no result and belong into a profile, on the command line or in the e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import yaml
 
 from flowkit.errors import ConfigError
 
-MACHINE_SETTINGS = ("results", "data_root", "shards_per_job", "extract_threads")
-DEFAULTS = {"shards_per_job": 32, "extract_threads": 1}
+MACHINE_SETTINGS = ("results", "data_root", "shards_per_job", "account", "stages", "training")
+SHARDS_PER_JOB = 32
+PROFILE_FILE = "config.yaml"
+SLURMS_ACCOUNT = "SBATCH_ACCOUNT"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,12 @@ class Machine:
 
     results: Path
     data_root: Path
-    shards_per_job: int = DEFAULTS["shards_per_job"]
-    extract_threads: int = DEFAULTS["extract_threads"]
+    shards_per_job: int = SHARDS_PER_JOB
+    account: str = ""
+    """Account that jobs are billed to; nothing: Slurm's own default."""
+    stages: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What jobs ask for, by the names of `flowkit.slurm.settings`; nothing: trainings run where they are asked."""
 
 
 def split_machine_settings(
@@ -38,17 +45,37 @@ def split_machine_settings(
     """
     values = dict(settings)
     found = {name: values.pop(name, environment.get(f"FLOWKIT_{name.upper()}")) for name in MACHINE_SETTINGS}
-    results = Path(str(found["results"] or "results"))
-    counts = {name: _count(name, found[name]) for name in DEFAULTS}
+    results = _folder("results", found["results"]) or Path("results")
+    shards_per_job = _count("shards_per_job", found["shards_per_job"])
+    account = str(found["account"] or environment.get(SLURMS_ACCOUNT, ""))
+    training, stages = (_mapping(name, found[name]) for name in ("training", "stages"))
     overrides = values.pop("set", ())
     overrides = (overrides,) if isinstance(overrides, str) else overrides
     if not isinstance(overrides, (list, tuple)) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError(f"set={overrides!r}: expected section.key=value, or a list of them")
-    return (
-        Machine(results, Path(str(found["data_root"] or results / "data")), **counts),
-        values,
-        tuple(overrides),
-    )
+    data_root = _folder("data_root", found["data_root"]) or results / "data"
+    return Machine(results, data_root, shards_per_job, account, stages, training), values, tuple(overrides)
+
+
+def with_profile(
+    settings: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a Snakemake configuration with the machine settings of the profile that its command line names.
+
+    With `--config` on the command line Snakemake drops the whole `config` of a profile: trainings would run on a login
+    node, with other folders. `arguments` are those of the Snakemake process. Raises `ConfigError` for a profile that
+    cannot be read.
+    """
+    profile = environment.get("SNAKEMAKE_PROFILE")
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--profile":
+            profile = following
+        elif argument.startswith("--profile="):
+            profile = argument.partition("=")[2]
+    if not profile or not (Path(profile) / PROFILE_FILE).is_file():
+        return dict(settings)
+    of_profile = _settings_of(Path(profile))
+    return {**{name: value for name, value in of_profile.items() if name in MACHINE_SETTINGS}, **settings}
 
 
 def machine_of(
@@ -60,19 +87,48 @@ def machine_of(
     """
     settings: dict[str, Any] = {}
     if profile is not None:
-        file = profile / "config.yaml"
-        try:
-            settings = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("config") or {}
-        except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise ConfigError(f"{file}: no readable profile ({' '.join(str(error).split())})") from error
+        settings = _settings_of(profile)
     given = {"results": results, "data_root": data_root}
     settings |= {name: str(value) for name, value in given.items() if value is not None}
     return split_machine_settings(settings, os.environ)[0]
 
 
+def _settings_of(profile: Path) -> dict[str, Any]:
+    file = profile / PROFILE_FILE
+    try:
+        return dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("config") or {})
+    except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{file}: no readable profile ({' '.join(str(error).split())})") from error
+
+
+def _folder(name: str, value: Any) -> Path | None:
+    """Return a folder with its environment variables put in; raises `ConfigError` for one that is not set."""
+    if value is None or value == "":
+        return None
+    path = os.path.expanduser(os.path.expandvars(str(value)))
+    if missing := re.search(r"\$\{?(\w+)", path):
+        raise ConfigError(f"{name}={value}: the environment has no {missing[1]}; set it, or name the folder")
+    return Path(path)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    """Return a setting of several values, which Snakemake and the environment hand over as text."""
+    if value is None or value == "":
+        return {}
+    try:
+        read = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{name}={value!r}: not readable as YAML ({' '.join(str(error).split())})"
+        ) from None
+    if not isinstance(read, Mapping):
+        raise ConfigError(f"{name}={value!r}: expected names with values, for instance {{executor: slurm}}")
+    return dict(read)
+
+
 def _count(name: str, value: Any) -> int:
     """Return a setting that counts something; raises `ConfigError` if it is no whole number of at least 1."""
-    text = str(DEFAULTS[name] if value is None or value == "" else value)
+    text = str(SHARDS_PER_JOB if value is None or value == "" else value)
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
     return int(text)

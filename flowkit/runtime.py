@@ -22,6 +22,7 @@ from flowkit.errors import StageError
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 ORPHAN_EXIT_CODE = 113
 OPEN_FILES = 65_536
+_stop_requested = threading.Event()
 HAS_PROC = Path("/proc/self/stat").is_file()  # Linux; elsewhere a reused process number cannot be told apart
 
 
@@ -116,6 +117,16 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         finally:
             file.truncate(0)
             fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def request_stop() -> None:
+    """Ask the work of this process to end at the next point from which it can go on; safe in a signal handler."""
+    _stop_requested.set()
+
+
+def stop_requested() -> bool:
+    """Whether the work was asked to end."""
+    return _stop_requested.is_set()
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -1,14 +1,17 @@
 # The plan of the experiment, and the one way in which jobs become rules.
 import json
 import os
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from flowkit.config import load_config
 from flowkit.driver import hold_driver_lock
 from flowkit.errors import FlowkitError
-from flowkit.machine import split_machine_settings
+from flowkit.machine import split_machine_settings, with_profile
 from flowkit.paths import Places
 from flowkit.runtime import prefer_this_python
+from flowkit.slurm.job_requests import JobRequests
 from flowkit.stages.jobs import pack_spec
 from flowkit.stages.session import hide_other_values
 from flowkit.stages.specs import Plan
@@ -17,13 +20,16 @@ prefer_this_python()
 
 
 def load_plan(settings):
-    """Return the plan of a configuration; machine settings come from the profile or the environment."""
-    machine, values, overrides = split_machine_settings(settings, os.environ)
+    """Return the plan of a configuration and the resources of its jobs; machine settings come from profile or environment."""
+    machine, values, overrides = split_machine_settings(
+        with_profile(settings, sys.argv, os.environ), os.environ
+    )
     loaded = load_config(
         values or Path(workflow.basedir) / "config" / "default.yaml", overrides
     )
     places = Places(loaded.experiment, machine.results, machine.data_root)
-    return Plan(loaded, places, machine.shards_per_job, machine.extract_threads)
+    requests = JobRequests(machine.stages, machine.training, machine.account)
+    return Plan(loaded, places, machine.shards_per_job), requests
 
 
 def jobs_of(*stages):
@@ -38,8 +44,14 @@ def spec_of(job):
     )
 
 
+def jobs_of_run(job):
+    """Return a params function for how a run is trained, which is the machine's and not tracked."""
+    jobs = json.dumps(asdict(REQUESTS.training_of(job.spec.target["run"])))
+    return lambda wildcards, input: jobs
+
+
 try:
-    PLAN = load_plan(config)
+    PLAN, REQUESTS = load_plan(config)
     JOBS = PLAN.jobs
     # Snakemake makes no missing file anew that only finished rules read, so `all` asks for the hidden ones
     MADE_OTHERWISE = [
@@ -56,4 +68,6 @@ REPORT_FOLDER = str(PLAN.places.report)
 
 # A stage ends when Snakemake, the parent of its shell, is gone. The text must not depend on a loop's variable: shell
 # commands are put together when a job runs.
-COMMAND = "python -m flowkit {params.stage} --spec {params.spec:q} --threads {threads} --parent $PPID > {log} 2>&1"
+CALL = "python -m flowkit {params.stage} --spec {params.spec:q} --threads {threads} --parent $PPID"
+COMMAND = CALL + " > {log} 2>&1"
+TRAIN_COMMAND = CALL + " --jobs {params.jobs:q} > {log} 2>&1"

@@ -12,12 +12,12 @@ for job in jobs_of("extract", "convert", "pairs"):
         log:
             PLAN.places.log(job.name),
         priority: job.priority
+        localrule: REQUESTS.runs_here(job)
         conda:
             "../envs/flowkit.yaml"
-        threads: job.threads
+        threads: REQUESTS.threads(job)
         resources:
-            mem_mb=job.memory_mb,
-            runtime=job.runtime_minutes,
+            **REQUESTS.of(job),
         params:
             *job.tracked,
             stage=job.spec.stage,

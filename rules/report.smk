@@ -1,8 +1,4 @@
 # The static pages: a result like any other, and a copy under a plain name for people and for Snakemake's report.
-localrules:
-    report,
-
-
 rule report:
     input:
         JOBS["report"].declared_inputs,
@@ -17,12 +13,12 @@ rule report:
         ),
     log:
         PLAN.places.log("report"),
+    localrule: REQUESTS.runs_here(JOBS["report"])
     conda:
         "../envs/flowkit.yaml"
-    threads: JOBS["report"].threads
+    threads: REQUESTS.threads(JOBS["report"])
     resources:
-        mem_mb=JOBS["report"].memory_mb,
-        runtime=JOBS["report"].runtime_minutes,
+        **REQUESTS.of(JOBS["report"]),
     params:
         *JOBS["report"].tracked,
         stage="report",

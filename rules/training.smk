@@ -1,4 +1,5 @@
-# Training, one rule per run.
+# Training, one rule per run. Where it is submitted as a job of its own, the rule is the small process that waits for it,
+# so it runs where Snakemake runs: a rule on a compute node would hold a GPU while it waits.
 
 for job in jobs_of("train"):
 
@@ -12,17 +13,19 @@ for job in jobs_of("train"):
         log:
             PLAN.places.log(job.name),
         priority: job.priority
+        retries: REQUESTS.retries(job)
+        localrule: REQUESTS.runs_here(job)
         conda:
             "../envs/flowkit.yaml"
-        threads: job.threads
+        threads: REQUESTS.threads(job)
         resources:
-            mem_mb=job.memory_mb,
-            runtime=job.runtime_minutes,
+            **REQUESTS.of(job),
         params:
             *job.tracked,
             stage=job.spec.stage,
             spec=spec_of(job),
+            jobs=jobs_of_run(job),
         message:
             job.name
         shell:
-            COMMAND
+            TRAIN_COMMAND

@@ -27,12 +27,11 @@ EXTRACT_MEMORY_MB = {"demo-eva": 4000, "demo-vit": 4000, "open_clip": 8000, "eva
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The jobs below `data_root`. `shards_per_job` and `extract_threads` are the machine's and change no result."""
+    """The jobs below `data_root`. `shards_per_job` is the machine's and changes no result."""
 
     config: Config
     places: Places
     shards_per_job: int = 32
-    extract_threads: int = 1
 
     def data_jobs(self) -> Iterator[Job]:
         """Yield the jobs, each after those that it depends on."""
@@ -210,7 +209,6 @@ class DataPlan:
                 spec,
                 (*self._tar_results(dataset, batch), self._weights_of(encoder)),
                 tuple(self.places.store(dataset, identity, tar) for tar in batch),
-                threads=self.extract_threads,
                 memory_mb=EXTRACT_MEMORY_MB[encoder_family(encoder.name)],
                 runtime_minutes=60 + 10 * len(batch),
             )

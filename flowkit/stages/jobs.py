@@ -11,6 +11,24 @@ from flowkit.config import leaves
 from flowkit.paths import MANIFEST
 from flowkit.stages.session import Spec
 
+STAGES = {
+    "fetch": "Fetch the tars or archives of a data set from the network; goes on where it was stopped.",
+    "shards": "Draw the demo images, make tars of COCO, or take stock of a folder of tars.",
+    "weights": "Find or fetch the weights of an encoder and record their digest.",
+    "extract": "Encode the images of tars into token stores.",
+    "convert": "Convert the source encoder's token stores to int8.",
+    "pairs": "Join the rows of two encoders' stores.",
+    "head": "Save the target encoder's final norm and projection.",
+    "texts": "Embed captions and class prompts with the target's text tower.",
+    "train": "Train a run.",
+    "sample": "Translate the evaluation set with a trained run.",
+    "baselines": "Fit the closed-form baselines and translate the evaluation set with them.",
+    "evaluate": "Measure the samples of a run or baseline.",
+    "summary": "Join the metrics of all runs and judge the goals.",
+    "report": "Write the static pages.",
+}
+"""Every stage, and what it does."""
+
 ARGUMENT_LETTERS = 100_000
 """Linux takes 131,072 bytes in one argument; a spec that names ten thousand tars is longer."""
 PACKED = "zlib:"
@@ -20,7 +38,7 @@ PACKED = "zlib:"
 class Job:
     """One rule: its name, what its stage is asked, the results and user's files it reads, the results it fills.
 
-    `is_local`: it needs the network, so it runs where Snakemake runs and not on a compute node.
+    `is_local`: it needs the network or takes a moment, so it runs where Snakemake runs and not on a compute node.
     """
 
     name: str

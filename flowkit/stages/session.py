@@ -160,10 +160,15 @@ def open_session(
     part of the key. `digests` names the content of the files in a folder, for formats that know it without reading all.
     """
     with exclusive(folder / "state" / "lock", wait_seconds=LOCK_WAIT_SECONDS):
-        read = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]
-        key = digest_of([spec.stage, spec.target, spec.values, spec.code, read])[:16]
+        key = session_key(spec, inputs, content)
         _drop_old_work(folder, key)
         yield Session(spec, folder, key, RunRecord(spec.stage, spec.as_dict(), spec.code), digests)
+
+
+def session_key(spec: Spec, inputs: Sequence[Path], content: Sequence[str] = ()) -> str:
+    """Return the digest of all that a result is made from: spec, code, and what is read."""
+    read = [*content, *(digest_of(read_json(path / MANIFEST)) for path in inputs)]
+    return digest_of([spec.stage, spec.target, spec.values, spec.code, read])[:16]
 
 
 def committed(folder: Path) -> tuple[Path, dict[str, Any]]:

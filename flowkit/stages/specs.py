@@ -165,7 +165,8 @@ class Plan(DataPlan):
         values = {"goals": self.config.goals.model_dump(), "runs": self.all_runs}
         target = {"runs": ",".join(self.all_runs), "dataset": self.config.data.evaluation}
         inputs = tuple(self.places.evaluation(run) for run in self.all_runs)
-        return Job("summary", self._spec("summary", target, values), inputs, (self.places.summary,))
+        spec = self._spec("summary", target, values)
+        return Job("summary", spec, inputs, (self.places.summary,), is_local=True)
 
     def _report(self) -> Job:
         dataset = self.config.data.evaluation
@@ -186,7 +187,7 @@ class Plan(DataPlan):
             *self._tar_results(dataset, self.tars(dataset)),
             self._pairs_folder(dataset),
         )
-        return Job("report", self._spec("report", target, values), inputs, (self.places.site,))
+        return Job("report", self._spec("report", target, values), inputs, (self.places.site,), is_local=True)
 
 
 def _serves(job: Job, key: str, value: str) -> bool:

@@ -20,9 +20,11 @@ from flowkit.model.config import DiTConfig
 from flowkit.model.sizes import SIZES
 from flowkit.paths import HEAD
 from flowkit.progress import Progress, logger
+from flowkit.runtime import stop_requested
 from flowkit.stages.device import best_device
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Spec, committed, open_session
+from flowkit.stages.training_inputs import needs_head, training_inputs
 from flowkit.training.loop import TrainingResult, train
 from flowkit.training.run import TrainingConfig
 from flowkit.training.world import World, joined_world
@@ -43,7 +45,7 @@ def run(spec: Spec) -> None:
 def _commit(spec: Spec, world: World) -> None:
     name, batch = spec.target["run"], spec.values["train"]["batch_size"]
     folder = spec.places.train(name)
-    with open_session(spec, folder, _inputs(spec)) as session:
+    with open_session(spec, folder, training_inputs(spec)) as session:
         if session.is_done:
             world.from_first(None)
             return
@@ -66,15 +68,6 @@ def _commit(spec: Spec, world: World) -> None:
         session.commit(counts, untracked=(METRICS,), folder=result.folder)
 
 
-def _inputs(spec: Spec) -> list[Path]:
-    pairs = spec.places.pairs(spec.target["dataset"], spec.target["source"], spec.target["target"])
-    return [pairs, spec.places.head(spec.target["target"])] if _needs_head(spec) else [pairs]
-
-
-def _needs_head(spec: Spec) -> bool:
-    return bool(spec.values["objective"]["feature_scale"] == "target_norm")
-
-
 def _train(
     spec: Spec, work: Path, world: World, report: Callable[[dict[str, Any], int], None]
 ) -> TrainingResult:
@@ -88,7 +81,7 @@ def _train(
     if (epochs := settings.pop("epochs")) is not None:
         settings["steps"] = max(1, round(epochs * (len(training) // settings["batch_size"])))
     norm_weight = None
-    if _needs_head(spec):
+    if needs_head(spec):
         norm_weight = load_file(committed(spec.places.head(spec.target["target"]))[0] / HEAD)["norm.weight"]
     return train(
         TrainingConfig(**settings, shuffle=data["shuffle"]),
@@ -101,6 +94,7 @@ def _train(
         norm_weight_C=norm_weight,
         report=lambda line: report(line, settings["steps"]),
         world=world,
+        stop_requested=stop_requested,
     )
 
 

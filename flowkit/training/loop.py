@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from flowkit.errors import TrainingError
+from flowkit.errors import TrainingError, TrainingInterrupted
 from flowkit.flow.objective import ObjectiveConfig
 from flowkit.model.config import DiTConfig
 from flowkit.training.checkpoint import write_durably
@@ -84,13 +84,15 @@ def train(
     norm_weight_C: Tensor | None = None,
     report: Callable[[dict[str, Any]], None] = lambda line: None,
     world: World | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
     """Train in `work`, going on from its newest checkpoint, and return the finished folder.
 
     Every process of `world` calls it with the same arguments; without one, this process trains alone on the CPU.
     `norm_weight_C` is the weight of the target tower's final norm, for the feature scale "target_norm". `report` gets
-    every line of metrics.jsonl. Raises `TrainingError` after too many non-finite steps or if the data does not have
-    the shapes of `model_config`, `CheckpointError` for checkpoints of another training.
+    every line of metrics.jsonl. Once `stop_requested` says so in any process, all of them write a checkpoint after the
+    same step and raise `TrainingInterrupted`. Raises `TrainingError` after too many non-finite steps or if the data do
+    not have the shapes of `model_config`, `CheckpointError` for checkpoints of another training.
     """
     world = world or World()
     _check_shapes(model_config, data)
@@ -127,8 +129,13 @@ def train(
         if metrics is not None:
             metrics.append(line | measured)
             report(line | measured)
-        if run.step % config.checkpoint_every == 0 or run.step == config.steps:
+        is_stopped = run.step < config.steps and run.world.any_of(stop_requested())
+        if is_stopped or run.step % config.checkpoint_every == 0 or run.step == config.steps:
             run.save()
+        if is_stopped:
+            raise TrainingInterrupted(
+                f"asked to stop: step {run.step} of {config.steps} is saved, start again to go on"
+            )
     if not measured:  # the earlier process ended between its last checkpoint and the final folder
         measured = _measure(run, validation, config, work)
     folder = work / "final"

@@ -39,6 +39,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any_of(self, flag: bool) -> bool:
+        """Return whether `flag` is true in any process."""
+        return flag if self.size == 1 else bool(self.summed(torch.tensor(float(flag), device=self.device)))
+
     def kept_by_first(self, tensor: Tensor) -> Tensor:
         """Return the whole tensor on the CPU in the first process, an empty one in others; all must call it."""
         full = whole(tensor)

@@ -121,7 +121,9 @@ def test_every_shipped_configuration_can_be_planned(tmp_path: Path) -> None:
         jobs = Plan(config, places).jobs.values()
         assert all(job.tracked for job in jobs)
         local = {job.spec.stage for job in jobs if job.is_local}
-        assert local <= {"fetch", "weights"}, "what needs no network may run on a compute node"
+        assert local <= {"fetch", "weights", "summary", "report"}, (
+            "what takes long and needs no network runs on a compute node"
+        )
 
 
 def test_long_specs_are_packed_into_one_argument() -> None:
@@ -135,11 +137,13 @@ def test_long_specs_are_packed_into_one_argument() -> None:
 
 
 def test_commands_take_the_machine_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.yaml").write_text("cores: 4\nconfig: {data_root: /scratch/me, extract_threads: 6}\n")
+    (tmp_path / "config.yaml").write_text(
+        "cores: 4\nconfig: {data_root: /scratch/me, stages: {extract: {cpus: 6}}}\n"
+    )
     monkeypatch.setenv("FLOWKIT_RESULTS", "elsewhere")
     machine = machine_of(tmp_path)
     assert (machine.results, machine.data_root) == (Path("elsewhere"), Path("/scratch/me"))
-    assert (machine.shards_per_job, machine.extract_threads) == (32, 6)
+    assert (machine.shards_per_job, machine.stages) == (32, {"extract": {"cpus": 6}})
     assert machine_of(tmp_path, data_root=Path("given")).data_root == Path("given")
     with pytest.raises(ConfigError, match="no readable profile"):
         machine_of(tmp_path / "nowhere")

@@ -1,0 +1,117 @@
+"""Wait for a job: copy what it prints, say when its state changes, end when it has ended and say how."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowkit.errors import StageError
+from flowkit.progress import logger
+from flowkit.provenance import read_json
+from flowkit.runtime import process_identity
+from flowkit.slurm.handle import Handle, JobFolder
+from flowkit.slurm.queue import ENDED, JobState, job_state
+from flowkit.slurm.task import FAILED
+
+SETTLED = 2
+"""An end must be seen twice: a job that is queued again shows its old end for a moment."""
+LAST_LINES = 3
+RUNNING, GONE = JobState("RUNNING"), JobState("GONE")
+
+
+@dataclass
+class LogCopy:
+    """Copies what is new in a file."""
+
+    file: Path
+    place: int = 0
+
+    def copy(self) -> None:
+        """Write what was added since the last call to standard error."""
+        try:
+            with self.file.open("rb") as source:
+                source.seek(self.place)
+                new = source.read()
+        except FileNotFoundError:
+            return
+        self.place += len(new)
+        sys.stderr.write(new.decode(errors="replace"))
+        sys.stderr.flush()
+
+
+def state_of(handle: Handle) -> JobState | None:
+    """Return the state of a submitted job, None if it is not known now."""
+    if handle.executor == "slurm":
+        return job_state(handle.job_id)
+    is_alive = handle.identity != "" and process_identity(int(handle.job_id)) == handle.identity
+    return RUNNING if is_alive else GONE
+
+
+def is_over(state: JobState | None) -> bool:
+    """Whether a job will not run again by itself; an unknown job is over."""
+    return state is not None and (state.has_ended or state.name in ("UNKNOWN", "GONE"))
+
+
+def follow(
+    handle: Handle, folder: JobFolder, *, is_committed: Callable[[], bool], poll_seconds: float
+) -> None:
+    """Return when the job has committed its result; raises `StageError` in one line if it ended without."""
+    copies = [LogCopy(folder.log(handle.job_id)), LogCopy(folder.log(handle.job_id).with_suffix(".err"))]
+    for copy in copies:
+        copy.place = copy.file.stat().st_size if copy.file.exists() and handle.executor != "debug" else 0
+    shown, ends = "", 0
+    while True:
+        state = state_of(handle)
+        for copy in copies:
+            copy.copy()
+        shown = _show(handle, state, shown)
+        failure = _failure(folder.outcome(handle.job_id))
+        if failure is not None:
+            raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
+        ends = ends + 1 if is_over(state) else 0
+        if ends and is_committed():
+            return
+        if ends >= SETTLED:
+            raise StageError(_why_ended(handle, state or GONE, copies[1].file))
+        time.sleep(poll_seconds if not ends else min(poll_seconds, 5))
+
+
+def _show(handle: Handle, state: JobState | None, shown: str) -> str:
+    text = (
+        "no answer from Slurm"
+        if state is None
+        else f"{state.name} {state.reason.replace('None', '')}".strip()
+    )
+    if text != shown:
+        nodes = f" nodes={state.nodes}" if state is not None and state.nodes else ""
+        logger.info("job=%s state=%s%s", handle.job_id, text, nodes)
+    return text
+
+
+def _failure(outcome: Path) -> str | None:
+    if not outcome.exists():
+        return None
+    said = read_json(outcome)
+    return str(said["error"]) if said["state"] == FAILED else None
+
+
+def _why_ended(handle: Handle, state: JobState, log: Path) -> str:
+    how = ENDED.get(state.name, "is gone")
+    if state.name == "COMPLETED":
+        how = "ended without a result; was the code or the configuration changed since it was submitted?"
+    printed = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    last = (
+        f"; it last said: {' / '.join(printed[-LAST_LINES:])}"
+        if printed and state.name != "CANCELLED"
+        else ""
+    )
+    where = (
+        f"log {log}"
+        if log.exists() and os.path.getsize(log)
+        else "it left no log, so it died before Python began"
+    )
+    return f"job {handle.job_id} {how}{last}; {where}"

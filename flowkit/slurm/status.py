@@ -1,0 +1,84 @@
+"""How the trainings of an experiment stand: job, state, step, rate, time to go, last figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowkit.paths import MANIFEST, Places
+from flowkit.slurm.follow import is_over, state_of
+from flowkit.slurm.handle import Handle, JobFolder
+
+COLUMNS = ("run", "job", "state", "step", "steps/s", "remaining", "loss", "validation R2")
+TAIL_BYTES = 65_536
+"""Enough for the last lines of a metrics file, whose length grows with the training."""
+
+
+def status_lines(places: Places, steps: dict[str, int]) -> Iterator[str]:
+    """Yield a table with one line per run; `steps` are how many each one trains for."""
+    rows = [COLUMNS, *(_row(places, run, total) for run, total in steps.items())]
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(COLUMNS))]
+    for row in rows:
+        yield "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _row(places: Places, run: str, total: int) -> tuple[str, ...]:
+    folder = places.train(run)
+    handle = JobFolder(folder / "state").handle()
+    lines = _last_lines(folder)
+    last = lines[-1] if lines else {}
+    measured: dict[str, Any] = next((line for line in reversed(lines) if "validation_r2" in line), {})
+    is_done = (folder / MANIFEST).exists()
+    step = last.get("step", total if is_done else 0)
+    rate = step / last["seconds"] if last.get("seconds") else 0.0
+    return (
+        run,
+        handle.job_id if handle else "-",
+        "done" if is_done else _state(handle),
+        f"{step} of {total}",
+        f"{rate:.2f}" if rate else "-",
+        _duration((total - step) / rate) if rate and not is_done else "-",
+        _number(last.get("loss")),
+        _number(measured.get("validation_r2")),
+    )
+
+
+def _state(handle: Handle | None) -> str:
+    if handle is None:
+        return "not started"
+    state = state_of(handle)
+    if state is None:
+        return "no answer"
+    if is_over(state):
+        return f"ended ({state.name.lower()})"
+    reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
+    return f"{state.name.lower()}{reason}"
+
+
+def _last_lines(folder: Path) -> list[dict[str, Any]]:
+    """The end of the newest metrics file, of the work under way or of the result."""
+    files = [*folder.glob("state/work-*/metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
+    if not files:
+        return []
+    newest = max(files, key=lambda file: file.stat().st_mtime)
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut at the front, or half written
+            continue
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
