@@ -1,4 +1,4 @@
-"""Settings of a machine that the workflow itself reads: where results and data lie, how large jobs are and where they go.
+"""Settings of a machine that the workflow itself reads: where results and data lie, how large jobs are, where they go.
 
 They change no result and belong into a profile, on the command line or in the environment, never into a configuration.
 """
