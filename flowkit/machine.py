@@ -5,6 +5,7 @@ They change no result and belong into a profile, on the command line or in the e
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def with_profile(
     cannot be read.
     """
     profile = environment.get("SNAKEMAKE_PROFILE")
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument == "--profile":
             profile = following
         elif argument.startswith("--profile="):
@@ -76,6 +77,15 @@ def with_profile(
         return dict(settings)
     of_profile = _settings_of(Path(profile))
     return {**{name: value for name, value in of_profile.items() if name in MACHINE_SETTINGS}, **settings}
+
+
+def as_environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return machine settings as the variables that jobs on other machines read: they do not see the profile."""
+    found = {name: settings[name] for name in MACHINE_SETTINGS if settings.get(name) not in (None, "")}
+    return {
+        f"FLOWKIT_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in found.items()
+    }
 
 
 def machine_of(

@@ -8,9 +8,10 @@ from pathlib import Path
 from flowkit.config import load_config
 from flowkit.driver import hold_driver_lock
 from flowkit.errors import FlowkitError
-from flowkit.machine import split_machine_settings, with_profile
+from flowkit.machine import as_environment, split_machine_settings, with_profile
 from flowkit.paths import Places
 from flowkit.runtime import prefer_this_python
+from flowkit.slurm.failures import Failures
 from flowkit.slurm.job_requests import JobRequests
 from flowkit.stages.jobs import pack_spec
 from flowkit.stages.session import hide_other_values
@@ -18,12 +19,15 @@ from flowkit.stages.specs import Plan
 
 prefer_this_python()
 
+FAILURES = Failures()
+logger.addHandler(FAILURES)
+
 
 def load_plan(settings):
     """Return the plan of a configuration and the resources of its jobs; machine settings come from profile or environment."""
-    machine, values, overrides = split_machine_settings(
-        with_profile(settings, sys.argv, os.environ), os.environ
-    )
+    settings = with_profile(settings, sys.argv, os.environ)
+    os.environ.update(as_environment(settings))
+    machine, values, overrides = split_machine_settings(settings, os.environ)
     loaded = load_config(
         values or Path(workflow.basedir) / "config" / "default.yaml", overrides
     )

@@ -14,7 +14,8 @@ from flowkit.progress import logger
 from flowkit.provenance import read_json
 from flowkit.runtime import process_identity
 from flowkit.slurm.handle import Handle, JobFolder
-from flowkit.slurm.queue import ENDED, JobState, job_state
+from flowkit.slurm.queue import ENDED, JobState, cancel_job, job_state, memory_exceeded
+from flowkit.slurm.settings import SLURM
 from flowkit.slurm.task import FAILED
 
 SETTLED = 2
@@ -45,7 +46,7 @@ class LogCopy:
 
 def state_of(handle: Handle) -> JobState | None:
     """Return the state of a submitted job, None if it is not known now."""
-    if handle.executor == "slurm":
+    if handle.executor == SLURM:
         return job_state(handle.job_id)
     is_alive = handle.identity != "" and process_identity(int(handle.job_id)) == handle.identity
     return RUNNING if is_alive else GONE
@@ -62,13 +63,18 @@ def follow(
     """Return when the job has committed its result; raises `StageError` in one line if it ended without."""
     copies = [LogCopy(folder.log(handle.job_id)), LogCopy(folder.log(handle.job_id).with_suffix(".err"))]
     for copy in copies:
-        copy.place = copy.file.stat().st_size if copy.file.exists() and handle.executor != "debug" else 0
+        copy.place = copy.file.stat().st_size if copy.file.exists() else 0
     shown, ends = "", 0
     while True:
         state = state_of(handle)
         for copy in copies:
             copy.copy()
         shown = _show(handle, state, shown)
+        if state is not None and state.hopeless:
+            cancel_job(handle.job_id)
+            raise StageError(
+                f"job {handle.job_id} {state.hopeless}; it waited with {state.reason} and is cancelled"
+            )
         failure = _failure(folder.outcome(handle.job_id))
         if failure is not None:
             raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
@@ -103,6 +109,8 @@ def _why_ended(handle: Handle, state: JobState, log: Path) -> str:
     how = ENDED.get(state.name, "is gone")
     if state.name == "COMPLETED":
         how = "ended without a result; was the code or the configuration changed since it was submitted?"
+    if handle.executor == SLURM and (exceeded := memory_exceeded(handle.job_id)):
+        how = f"ran out of memory ({exceeded}), ask for more with training.memory_gb in the profile"
     printed = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     last = (
         f"; it last said: {' / '.join(printed[-LAST_LINES:])}"

@@ -6,6 +6,7 @@ does not come (a controller that restarts) is no state of the job.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ ENDED = {
     "FAILED": "failed",
     "CANCELLED": "was cancelled from outside",
     "TIMEOUT": "reached its time limit and was not queued again",
-    "OUT_OF_MEMORY": "ran out of memory; ask for more with training.memory_gb",
+    "OUT_OF_MEMORY": "ran out of memory",
     "NODE_FAIL": "lost its node and was not queued again",
     "BOOT_FAIL": "did not start, its node could not boot",
     "DEADLINE": "reached its deadline",
@@ -25,6 +26,17 @@ ENDED = {
     "REVOKED": "was revoked",
 }
 """States that a job does not leave by itself, in words."""
+HOPELESS = {
+    "PartitionTimeLimit": "asks for more minutes than its partition gives, correct training.minutes",
+    "PartitionNodeLimit": "asks for more nodes than its partition gives, correct training.nodes",
+    "BadConstraints": "asks for what no node has, correct training.constraint, GPUs, processors or memory",
+    "AccountNotAllowed": "may not use its partition with this account, correct account or training.partition",
+    "InvalidAccount": "has an account that Slurm does not know, correct account",
+    "QOSNotAllowed": "may not use its partition with this quality of service, correct training.qos",
+    "InvalidQOS": "has a quality of service that Slurm does not know, correct training.qos",
+    "launch failed requeued held": "could not be started on its node and is held, see the node's state with sinfo -R",
+}
+"""Reasons of a waiting job that no waiting ends, in words."""
 FORMAT = "%T|%r|%M|%L|%N"
 
 
@@ -37,6 +49,11 @@ class JobState:
     used: str = ""
     left: str = ""
     nodes: str = ""
+
+    @property
+    def hopeless(self) -> str:
+        """Why a waiting job will never start, "" for one that may."""
+        return HOPELESS.get(self.reason, "") if self.name == "PENDING" else ""
 
     @property
     def has_ended(self) -> bool:
@@ -66,6 +83,28 @@ def cancel_job(job_id: str) -> None:
     if done is None or done.returncode:
         said = " ".join((done.stderr if done else "no answer").split())
         raise StageError(f"job {job_id} could not be cancelled: {said}; try again, or scancel {job_id}")
+
+
+def memory_exceeded(job_id: str) -> str:
+    """Return "used X of Y GiB" for a job that used more memory than it had, "" for one that did not or is not recorded.
+
+    The step that was killed knows it; the job itself may only have failed.
+    """
+    recorded = _ask("sacct", "-nP", f"--jobs={job_id}", "--format=State,MaxRSS,ReqMem")
+    if recorded is None or recorded.returncode:
+        return ""
+    rows = [line.split("|") for line in recorded.stdout.splitlines() if line]
+    used = max((_gib(row[1]) for row in rows), default=0.0)
+    granted = max((_gib(row[2]) for row in rows), default=0.0)
+    if any(row[0].startswith("OUT_OF_ME") for row in rows) or (granted and used > granted):
+        return f"used {used:.1f} of {granted:.1f} GiB"
+    return ""
+
+
+def _gib(amount: str) -> float:
+    """Return an amount of sacct, as 3499720K or 4G or 4Gn, in GiB; 0 for none."""
+    found = re.match(r"([\d.]+)([KMGT]?)", amount)
+    return float(found[1]) * 1024.0 ** "KMGT".find(found[2] or "K") / 1024.0**2 if found else 0.0
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from flowkit.errors import ConfigError
 from flowkit.stages.jobs import STAGES
 
-HERE, SLURM = "here", "slurm"
-EXECUTORS = (HERE, SLURM, "local", "debug")
+HERE, SLURM, LOCAL, DEBUG = "here", "slurm", "local", "debug"
+EXECUTORS = (HERE, SLURM, LOCAL, DEBUG)
 MAY_BE_ZERO = ("gpus", "gpus_per_node", "requeues", "warn_seconds")
 DEFAULT_STAGE, RUNS = "default", "runs"
 
@@ -52,6 +52,11 @@ class TrainingJobs:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError(f"training.executor={self.executor!r}: expected one of {', '.join(EXECUTORS)}")
+        if self.executor == SLURM and self.warn_seconds >= 60 * self.minutes:
+            raise ConfigError(
+                f"training.warn_seconds={self.warn_seconds}: a job of {self.minutes} minutes would be warned before it "
+                "begins, give it more minutes or a later warning"
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, run: str = "", account: str = "") -> TrainingJobs:

@@ -2,7 +2,8 @@
 
 Slurm's warning (before the time limit, or when the job is preempted) only sets a flag. Training ends at its next step
 with a checkpoint, in all processes at the same one, and then submitit's own handler puts the job back into the queue
-under its number.
+under its number. SIGTERM (a cancelled job, or preemption where Slurm sends no warning) saves in the same way, and leaves
+to Slurm whether the job is queued again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 
 import submitit
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
@@ -44,7 +44,14 @@ class TrainingTask:
         os.environ["HF_HUB_OFFLINE"] = "1"
         job = submitit.JobEnvironment()
         queue_again = signal.getsignal(WARNING)
-        signal.signal(WARNING, lambda *_: request_stop())
+        received: list[int] = []
+
+        def stop(number: int, _: object) -> None:
+            received.append(number)
+            request_stop()
+
+        for number in (WARNING, signal.SIGTERM):
+            signal.signal(number, stop)
         if job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         outcome = JobFolder(self._spec.places.train(self._spec.target["run"]) / "state").outcome(job.job_id)
@@ -57,13 +64,12 @@ class TrainingTask:
                 run(self._spec)
             except TrainingInterrupted as interruption:
                 log.info("%s", interruption)
+                if signal.SIGTERM in received:
+                    sys.exit(128 + signal.SIGTERM)
                 if callable(queue_again):
                     queue_again(WARNING, None)
                 return
         except Exception as error:
-            if not isinstance(error, FlowkitError):
-                traceback.print_exc()
-            sys.stderr.write(f"flowkit: error: {_in_one_line(error)}\n")
             if not outcome.exists():
                 write_json(outcome, {"state": FAILED, "error": _in_one_line(error), "task": job.global_rank})
             raise

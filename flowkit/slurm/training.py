@@ -18,7 +18,7 @@ from flowkit.runtime import exclusive, process_identity
 from flowkit.slurm.follow import follow, is_over, state_of
 from flowkit.slurm.handle import Handle, JobFolder
 from flowkit.slurm.queue import cancel_job
-from flowkit.slurm.settings import SLURM, TrainingJobs
+from flowkit.slurm.settings import DEBUG, SLURM, TrainingJobs
 from flowkit.slurm.task import TrainingTask
 from flowkit.stages.session import Spec, open_session, session_key
 from flowkit.stages.training_inputs import training_inputs
@@ -37,7 +37,11 @@ def train_in_job(spec: Spec, jobs: TrainingJobs, *, threads: int) -> None:
         if handle is None:
             if _is_committed(spec):
                 return
-            handle = _submit(spec, jobs, folder, key, threads)
+            job = _submit(spec, jobs, folder, threads)
+            if jobs.executor == DEBUG:
+                job.result()
+                return
+            handle = _remembered(folder, job, key, jobs.executor)
         try:
             follow(handle, folder, is_committed=lambda: _is_committed(spec), poll_seconds=jobs.poll_seconds)
         except KeyboardInterrupt:
@@ -87,7 +91,7 @@ def _cancel(handle: Handle) -> None:
         time.sleep(1)
 
 
-def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads: int) -> Handle:
+def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, threads: int) -> submitit.Job[None]:
     executor = submitit.AutoExecutor(folder.jobs, cluster=jobs.executor, slurm_max_num_timeout=jobs.requeues)
     executor.update_parameters(**_parameters(spec, jobs))
     task = TrainingTask(spec, max(threads, jobs.cpus_per_task))
@@ -98,12 +102,14 @@ def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads
         raise StageError(
             f"the training was not accepted: {_said(error)}; correct the training settings"
         ) from error
-    identity = "" if jobs.executor == SLURM else process_identity(int(job.job_id)) or ""
-    handle = Handle(job.job_id, key, jobs.executor, identity)
-    folder.remember(handle)
     logger.info("job=%s submitted run=%s executor=%s", job.job_id, spec.target["run"], jobs.executor)
-    if jobs.executor == "debug":
-        job.result()
+    return job
+
+
+def _remembered(folder: JobFolder, job: submitit.Job[None], key: str, executor: str) -> Handle:
+    identity = "" if executor == SLURM else process_identity(int(job.job_id)) or ""
+    handle = Handle(job.job_id, key, executor, identity)
+    folder.remember(handle)
     return handle
 
 

@@ -36,7 +36,7 @@ PartitionName=gpu_a100 Nodes=node[1-2] DefaultTime=5 MaxTime=5-0 PriorityTier=10
 PartitionName=gpu_h100 Nodes=node[3-4] DefaultTime=5 MaxTime=5-0 PriorityTier=10
 PartitionName=short    Nodes=ALL       DefaultTime=1 MaxTime=1   PriorityTier=10
 PartitionName=spare    Nodes=node[1-2] DefaultTime=5 MaxTime=5-0 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=held     Nodes=node4     DefaultTime=5 MaxTime=5-0 PriorityTier=10 State=INACTIVE
+PartitionName=held     Nodes=node4     DefaultTime=5 MaxTime=5-0 PriorityTier=10 State=DOWN
 """
 
 
@@ -119,6 +119,14 @@ class Cluster:
         """Return the state of every job that the controller remembers, by number."""
         lines = self.ask("squeue", "-h", "-tall", "-o%A %T").splitlines()
         return {int(number): state for number, state in (line.split() for line in lines)}
+
+    def set_down(self, node: str) -> None:
+        """Take a node from its jobs, as when it fails; its daemon brings it back, or `resume`."""
+        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+    def resume(self, node: str) -> None:
+        """Let a node take jobs again, if it does not yet."""
+        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     def _start_munge(self) -> None:
         key = self.base / "etc/munge.key"
@@ -246,7 +254,8 @@ JobAcctGatherParams=OverMemoryKill
 MpiDefault=none
 SwitchType=switch/none
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,preempt_send_user_signal
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+SlurmctldParameters=preempt_send_user_signal
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides

@@ -1,4 +1,4 @@
-"""A Slurm of its own for the tests of this folder, or a reason why there is none."""
+"""A Slurm of its own for the tests of this folder, or a reason why there is none, and a project to train in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing_programs
+from jobs_material import Training
+from support import Project, copy_project
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,17 @@ def cluster() -> Iterator[Cluster]:
     finally:
         made.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def project(cluster: Cluster, finished: Project, tmp_path: Path) -> Project:
+    """A copy of the project on the cluster, with all features made and nothing trained."""
+    folder = copy_project(tmp_path / "project")
+    shutil.copytree(finished.folder / "results/data", folder / "results/data", symlinks=True)
+    return Project(folder, variables=cluster.environment)
+
+
+@pytest.fixture
+def training(project: Project) -> Training:
+    """The run called flow."""
+    return Training(project)
