@@ -190,6 +190,28 @@ def check(
     typer.echo(f"{len(plan.jobs)} rules: {' '.join(plan.jobs)}")
 
 
+@app.command("plan")
+def plan_machine(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+    data_root: DataRootOption = None,
+) -> None:
+    """Say before anything is submitted what would run and what it takes: storage, jobs, hours, SBU, reading.
+
+    The exit code is 1 if a quota is exceeded or a job asks for what no node has.
+    """
+    from flowkit.slurm.plan import machine_plan
+    from flowkit.slurm.plan_text import plan_lines
+
+    planned = machine_plan(_plan(config, overrides, profile, results, data_root), profile)
+    for line in plan_lines(planned):
+        typer.echo(line)
+    if any(warned.is_grave for warned in planned.warnings):
+        raise typer.Exit(1)
+
+
 @app.command()
 def verify(
     stores: Annotated[

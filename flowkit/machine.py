@@ -104,10 +104,15 @@ def machine_of(
 
 
 def _settings_of(profile: Path) -> dict[str, Any]:
+    return _mapping(f"{profile / PROFILE_FILE}: config", read_profile(profile).get("config"))
+
+
+def read_profile(profile: Path) -> dict[str, Any]:
+    """Return what a profile tells Snakemake, by the names of its options; raises `ConfigError` if it cannot be read."""
     file = profile / PROFILE_FILE
     try:
-        return dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("config") or {})
-    except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"{file}: no readable profile ({' '.join(str(error).split())})") from error
 
 

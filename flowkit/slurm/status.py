@@ -62,9 +62,13 @@ def _last_lines(folder: Path) -> list[dict[str, Any]]:
     files = [*folder.glob("state/work-*/metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
     if not files:
         return []
-    newest = max(files, key=lambda file: file.stat().st_mtime)
-    with newest.open("rb") as file:
-        file.seek(max(0, newest.stat().st_size - TAIL_BYTES))
+    return last_lines(max(files, key=lambda file: file.stat().st_mtime))
+
+
+def last_lines(metrics: Path) -> list[dict[str, Any]]:
+    """Return the last whole lines of a metrics file, oldest first."""
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
     found = []
     for line in lines:

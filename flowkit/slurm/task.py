@@ -2,8 +2,8 @@
 
 Slurm's warning (before the time limit, or when the job is preempted) only sets a flag. Training ends at its next step
 with a checkpoint, in all processes at the same one, and then submitit's own handler puts the job back into the queue
-under its number. SIGTERM (a cancelled job, or preemption where Slurm sends no warning) saves in the same way, and leaves
-to Slurm whether the job is queued again.
+under its number. SIGTERM (a cancelled job, or preemption where Slurm sends no warning) saves in the same way and leaves
+it to Slurm whether the job is queued again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from flowkit.features.loader import PairedTokens
 from flowkit.flow.objective import ObjectiveConfig
 from flowkit.model.config import DiTConfig
 from flowkit.model.sizes import SIZES
@@ -86,7 +85,12 @@ def _train(
     return train(
         TrainingConfig(**settings, shuffle=data["shuffle"]),
         ObjectiveConfig(**objective),
-        _model_config(spec.values["model"], training),
+        model_config(
+            spec.values["model"],
+            source_shape=training.source_shape,
+            target_shape=training.target_shape,
+            grid=training.grid,
+        ),
         training,
         validation,
         work,
@@ -98,21 +102,27 @@ def _train(
     )
 
 
-def _model_config(model: dict[str, Any], data: PairedTokens) -> DiTConfig:
-    """Return the network's shapes: its size from the configuration, tokens and grid from the stores."""
+def model_config(
+    model: dict[str, Any],
+    *,
+    source_shape: tuple[int, int],
+    target_shape: tuple[int, int],
+    grid: tuple[int, int],
+) -> DiTConfig:
+    """Return the network's shapes: its size from the configuration, tokens (T, D) and grid from the stores."""
     size = SIZES[model["size"]]
     if model["adapter_layers"] is not None:
         size = {**size, "adapter_layers": model["adapter_layers"]}
-    source_tokens, source_width = data.source_shape
-    target_tokens, target_width = data.target_shape
+    source_tokens, source_width = source_shape
+    target_tokens, target_width = target_shape
     return DiTConfig(
         architecture=model["architecture"],
         source_tokens=source_tokens,
         source_width=source_width,
         target_tokens=target_tokens,
         target_width=target_width,
-        grid=data.grid,
-        has_cls=target_tokens == data.grid[0] * data.grid[1] + 1,
+        grid=grid,
+        has_cls=target_tokens == grid[0] * grid[1] + 1,
         cross_attention=model["cross_attention"],
         aligned_condition=model["aligned_condition"],
         head=model["head"],

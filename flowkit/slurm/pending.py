@@ -1,0 +1,68 @@
+"""Which jobs of a plan will run, found out as Snakemake does it, without asking or changing anything.
+
+A result is current if its manifest is there and it was made from these values by this code. A job that is not current
+and is wanted runs, and everything that reads it runs after it. What only finished jobs read is not wanted: its files
+may be gone, as on a disk that is emptied after some days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from flowkit.config import leaves
+from flowkit.paths import MANIFEST, RUN_RECORD
+from flowkit.provenance import read_json
+from flowkit.stages.jobs import Job
+
+BATCHED = ("fetch", "extract", "convert")
+"""Stages that commit tar by tar, so that a job goes on with what is missing."""
+
+
+class State(Enum):
+    """How a job stands."""
+
+    DONE = "done"
+    TO_RUN = "to run"
+    NOT_NEEDED = "not needed"
+
+
+def job_states(jobs: Mapping[str, Job], *, wanted: str = "report") -> dict[str, State]:
+    """Return the state of every job, given that the result of job `wanted` is asked for."""
+    maker = {folder: job.name for job in jobs.values() for folder in job.folders}
+    reads = {job.name: {maker[path] for path in job.inputs if path in maker} for job in jobs.values()}
+    missing = {job.name for job in jobs.values() if not all(map(has_manifest, job.folders))}
+    outdated = {
+        job.name
+        for job in jobs.values()
+        if job.name not in missing and not all(is_current(job, folder) for folder in job.folders)
+    }
+    running = outdated | ({wanted} & missing)
+    while True:
+        asked_for = {name for job in running for name in reads[job] & missing}
+        reached = {name for name in jobs if name not in missing and reads[name] & running}
+        if asked_for | reached <= running:
+            break
+        running |= asked_for | reached
+    idle = {name: State.NOT_NEEDED if name in missing else State.DONE for name in jobs}
+    return {name: State.TO_RUN if name in running else state for name, state in idle.items()}
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a result was committed."""
+    return (folder / MANIFEST).is_file()
+
+
+def is_current(job: Job, folder: Path) -> bool:
+    """Whether a committed result was made from the values of `job`, by its code and for its target."""
+    record = folder / RUN_RECORD
+    if not has_manifest(folder) or not record.is_file():
+        return has_manifest(folder)
+    made: dict[str, Any] = read_json(record)
+    recorded, tracked = {*leaves(made["spec"]["values"]), *made["code"]}, set(job.tracked)
+    if job.spec.stage == "fetch":  # a tar does not record which others were listed
+        return recorded <= tracked
+    is_whole = len(job.folders) > 1 or job.spec.stage in BATCHED
+    return recorded == tracked and (is_whole or made["spec"]["target"] == dict(job.spec.target))
