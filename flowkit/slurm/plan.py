@@ -239,9 +239,9 @@ class MachinePlan:
         places: Places = self.plan.places
         folders = {DATA_ROOT: places.data_root, RESULTS: places.results}
         where = " and ".join(f"{place}={folders[place]}" for place in line.places)
-        is_whole = self.plan.config.encoders.source_storage == "float16"
-        smaller = ", set encoders.source_storage=int8" if is_whole else ""
-        remedy = f"take fewer tars (datasets.NAME.shards){smaller}, or ask for more room and name it there"
+        remedy = "take fewer tars (datasets.NAME.shards), or ask for more room and name it in machine.yaml"
+        if self.plan.config.encoders.source_storage == "float16":
+            remedy += "; encoders.source_storage=int8 takes less once the source's float16 tokens are deleted"
         for asked, limit, unit, size in (
             (line.amount.bytes, line.quota.limit_bytes, "TB", 1e12),
             (line.amount.files, line.quota.files, "files", 1),

@@ -74,13 +74,8 @@ def _sum(lines: Sequence[Stored]) -> tuple[str, ...]:
     done, to_come, is_complete = Amount(), Amount(), all(line.to_come is not None for line in lines)
     for line in lines:
         done, to_come = done + line.done, to_come + (line.to_come or Amount())
-    at_least = "" if is_complete else "over "
-    return (
-        "  sum",
-        _bytes(done.bytes),
-        f"{at_least}{_bytes(to_come.bytes)}",
-        _files(done + to_come, is_complete),
-    )
+    mark = "over " if not is_complete else "~" if any(line.is_estimate for line in lines) else ""
+    return "  sum", _bytes(done.bytes), f"{mark}{_bytes(to_come.bytes)}", _files(done + to_come, is_complete)
 
 
 def _files(amount: Amount, is_complete: bool) -> str:
