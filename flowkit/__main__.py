@@ -202,8 +202,8 @@ def plan_machine(
 
     The exit code is 1 if a quota is exceeded or a job asks for what no node has.
     """
-    from flowkit.slurm.plan import machine_plan
-    from flowkit.slurm.plan_text import plan_lines
+    from flowkit.planning.plan import machine_plan
+    from flowkit.planning.plan_text import plan_lines
 
     planned = machine_plan(_plan(config, overrides, profile, results, data_root), profile)
     for line in plan_lines(planned):

@@ -17,15 +17,15 @@ from flowkit.encoders.registry import load_encoder
 from flowkit.encoders.token_shapes import DEMO_SHAPES, encoder_shape
 from flowkit.errors import ConfigError, EncoderError
 from flowkit.paths import MANIFEST, RUN_RECORD, Places
+from flowkit.planning.billing import Ask, Partition, billed_share, machine_facts, sbu_per_hour
+from flowkit.planning.data_facts import DataFacts
+from flowkit.planning.misfits import SettingNames, misfits
+from flowkit.planning.pending import State, job_states
+from flowkit.planning.plan import machine_plan
+from flowkit.planning.plan_text import plan_lines
+from flowkit.planning.sizes import RESULT, store_size
+from flowkit.planning.storage import KEPT_CHECKPOINTS
 from flowkit.provenance import write_json
-from flowkit.slurm.billing import Ask, Partition, billed_share, machine_facts, sbu_per_hour
-from flowkit.slurm.data_facts import DataFacts
-from flowkit.slurm.misfits import SettingNames, misfits
-from flowkit.slurm.pending import State, job_states
-from flowkit.slurm.plan import machine_plan
-from flowkit.slurm.plan_text import plan_lines
-from flowkit.slurm.sizes import RESULT, store_size
-from flowkit.slurm.storage import KEPT_CHECKPOINTS
 from flowkit.stages.specs import Plan
 from flowkit.training.checkpoint import KEPT
 
@@ -317,5 +317,7 @@ def test_as_many_checkpoints_are_counted_as_training_keeps() -> None:
 
 
 def test_asking_for_a_plan_of_the_demo_loads_no_more_than_it_needs() -> None:
-    code = "import sys, flowkit.slurm.plan_text; assert not {'torch', 'open_clip', 'zarr'} & set(sys.modules)"
+    code = (
+        "import sys, flowkit.planning.plan_text; assert not {'torch', 'open_clip', 'zarr'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -12,12 +12,12 @@ from support import Project
 from flowkit.config import load_config
 from flowkit.errors import TrainingInterrupted
 from flowkit.paths import Places
-from flowkit.slurm.measured import Measured
-from flowkit.slurm.pending import State
-from flowkit.slurm.plan import MachinePlan, machine_plan
-from flowkit.slurm.plan_text import plan_lines
-from flowkit.slurm.sizes import Amount, checkpoint_size, network_size
-from flowkit.slurm.storage import training_steps
+from flowkit.planning.measured import Measured
+from flowkit.planning.pending import State
+from flowkit.planning.plan import MachinePlan, machine_plan
+from flowkit.planning.plan_text import plan_lines
+from flowkit.planning.sizes import Amount, checkpoint_size, network_size
+from flowkit.planning.storage import training_steps
 from flowkit.stages import train
 from flowkit.stages.specs import Plan
 

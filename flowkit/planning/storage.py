@@ -13,10 +13,9 @@ from pathlib import Path
 from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
 from flowkit.encoders.weight_registry import brought_weights, weight_files
 from flowkit.paths import LOCATION, MANIFEST
-from flowkit.provenance import read_json
-from flowkit.slurm.data_facts import DataFacts
-from flowkit.slurm.pending import BATCHED, State, has_manifest, is_current
-from flowkit.slurm.sizes import (
+from flowkit.planning.data_facts import DataFacts
+from flowkit.planning.pending import BATCHED, State, has_manifest, is_current
+from flowkit.planning.sizes import (
     RESULT,
     Amount,
     NetworkSize,
@@ -28,6 +27,7 @@ from flowkit.slurm.sizes import (
     trained_size,
     weights_size,
 )
+from flowkit.provenance import read_json
 from flowkit.stages.jobs import Job
 from flowkit.stages.session import KEPT_GENERATIONS
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from flowkit.config import leaves
 from flowkit.paths import MANIFEST, RUN_RECORD
+from flowkit.planning.data_facts import DataFacts
+from flowkit.planning.pending import has_manifest, is_current
+from flowkit.planning.storage import training_steps
 from flowkit.provenance import read_json
-from flowkit.slurm.data_facts import DataFacts
-from flowkit.slurm.pending import has_manifest, is_current
 from flowkit.slurm.status import last_lines
-from flowkit.slurm.storage import training_steps
 from flowkit.stages.jobs import Job
 from flowkit.stages.session import session_key
 from flowkit.stages.training_inputs import training_inputs

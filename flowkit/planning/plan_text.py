@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flowkit.paths import Places
-from flowkit.slurm.pending import State
-from flowkit.slurm.plan import MachinePlan, QuotaLine, ReadingLine, StageLine
-from flowkit.slurm.sizes import Amount
-from flowkit.slurm.storage import DATA_ROOT, RESULTS, Stored
+from flowkit.planning.pending import State
+from flowkit.planning.plan import MachinePlan, QuotaLine, ReadingLine, StageLine
+from flowkit.planning.sizes import Amount
+from flowkit.planning.storage import DATA_ROOT, RESULTS, Stored
 
 NOT_MEASURED, UNKNOWN, UNLIMITED = "not measured yet", "unknown", "-"
 SIZES = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

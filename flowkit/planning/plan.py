@@ -14,15 +14,15 @@ from typing import Any
 
 from flowkit.machine import machine_of, read_profile
 from flowkit.paths import Places
-from flowkit.slurm.billing import Ask, MachineFacts, Quota, machine_facts, sbu_per_hour
-from flowkit.slurm.data_facts import DataFacts
+from flowkit.planning.billing import Ask, MachineFacts, Quota, machine_facts, sbu_per_hour
+from flowkit.planning.data_facts import DataFacts
+from flowkit.planning.measured import Measured, StepRate
+from flowkit.planning.misfits import SettingNames, Warned, misfits
+from flowkit.planning.pending import State, job_states
+from flowkit.planning.sizes import Amount, bytes_per_sample, float16_records, int8_records
+from flowkit.planning.storage import DATA_ROOT, RESULTS, Storage, Stored, training_steps
 from flowkit.slurm.job_requests import MB_PER_GB, JobRequests
-from flowkit.slurm.measured import Measured, StepRate
-from flowkit.slurm.misfits import SettingNames, Warned, misfits
-from flowkit.slurm.pending import State, job_states
 from flowkit.slurm.settings import DEFAULT_STAGE, RUNS, SLURM
-from flowkit.slurm.sizes import Amount, bytes_per_sample, float16_records, int8_records
-from flowkit.slurm.storage import DATA_ROOT, RESULTS, Storage, Stored, training_steps
 from flowkit.stages.jobs import Job
 from flowkit.stages.specs import Plan
 

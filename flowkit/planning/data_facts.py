@@ -18,9 +18,9 @@ from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset
 from flowkit.encoders.token_shapes import EncoderShape, encoder_shape
 from flowkit.features.metadata import DOCUMENT, POOLED, TOKENS
 from flowkit.paths import MANIFEST
+from flowkit.planning.pending import has_manifest
+from flowkit.planning.sizes import demo_tar_bytes
 from flowkit.provenance import read_json
-from flowkit.slurm.pending import has_manifest
-from flowkit.slurm.sizes import demo_tar_bytes
 from flowkit.stages.datasets import folder_tars, hub_tars
 from flowkit.stages.specs import Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from flowkit.slurm.billing import Ask, Partition, billed_share, parts_of_node, rounded_share
+from flowkit.planning.billing import Ask, Partition, billed_share, parts_of_node, rounded_share
 
 
 @dataclass(frozen=True)

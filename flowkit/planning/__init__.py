@@ -1,0 +1,1 @@
+"""What an experiment will take on a machine, before anything is submitted: storage, jobs, cost, reading."""
