@@ -20,6 +20,8 @@ from flowkit.slurm.task import FAILED
 
 SETTLED = 2
 """An end must be seen twice: a job that is queued again shows its old end for a moment."""
+STUCK_SECONDS = 45
+"""A job of several processes has this long to end when one of them has failed."""
 LAST_LINES = 3
 RUNNING, GONE = JobState("RUNNING"), JobState("GONE")
 
@@ -60,11 +62,15 @@ def is_over(state: JobState | None) -> bool:
 def follow(
     handle: Handle, folder: JobFolder, *, is_committed: Callable[[], bool], poll_seconds: float
 ) -> None:
-    """Return when the job has committed its result; raises `StageError` in one line if it ended without."""
+    """Return when the job has committed its result; raises `StageError` in one line if it ended without.
+
+    A process that failed does not end the job for good: when a node is lost, the processes on other nodes fail, and Slurm
+    queues the job again.
+    """
     copies = [LogCopy(folder.log(handle.job_id)), LogCopy(folder.log(handle.job_id).with_suffix(".err"))]
     for copy in copies:
         copy.place = copy.file.stat().st_size if copy.file.exists() else 0
-    shown, ends = "", 0
+    shown, ends, failed_at = "", 0, None
     while True:
         state = state_of(handle)
         for copy in copies:
@@ -75,15 +81,19 @@ def follow(
             raise StageError(
                 f"job {handle.job_id} {state.hopeless}; it waited with {state.reason} and is cancelled"
             )
-        failure = _failure(folder.outcome(handle.job_id))
-        if failure is not None:
-            raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
         ends = ends + 1 if is_over(state) else 0
         if ends and is_committed():
             return
+        failure = _failure(folder.outcome(handle.job_id)) if state is None or not state.is_waiting else None
+        failed_at = failed_at or time.monotonic() if failure else None
+        is_stuck = failed_at is not None and time.monotonic() - failed_at > STUCK_SECONDS
+        if is_stuck and handle.executor == SLURM:
+            cancel_job(handle.job_id)
+        if failure and (ends >= SETTLED or is_stuck):
+            raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
         if ends >= SETTLED:
             raise StageError(_why_ended(handle, state or GONE, copies[1].file))
-        time.sleep(poll_seconds if not ends else min(poll_seconds, 5))
+        time.sleep(min(poll_seconds, 5) if ends or failure else poll_seconds)
 
 
 def _show(handle: Handle, state: JobState | None, shown: str) -> str:

@@ -51,6 +51,11 @@ class JobState:
     nodes: str = ""
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the job is in the queue, for the first time or again."""
+        return self.name in ("PENDING", "REQUEUED", "SPECIAL_EXIT", "REQUEUE_HOLD")
+
+    @property
     def hopeless(self) -> str:
         """Why a waiting job will never start, "" for one that may."""
         return HOPELESS.get(self.reason, "") if self.name == "PENDING" else ""

@@ -15,6 +15,7 @@ import signal
 import sys
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from flowkit.errors import FlowkitError, TrainingInterrupted
@@ -30,6 +31,36 @@ FAILED, DONE = "failed", "done"
 log = logging.getLogger(__name__)
 
 
+class _Stops:
+    """Catches Slurm's signals, which ask training to stop, and ends the job in the way that was asked for."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._queue_again = signal.getsignal(WARNING)
+        for number in (WARNING, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: object) -> None:
+        self.received.append(number)
+        request_stop()
+
+    def end_job(self, interruption: TrainingInterrupted) -> None:
+        """End this process, after a warning with the job back in the queue.
+
+        Raises `TrainingInterrupted` if it was there too often.
+        """
+        if signal.SIGTERM in self.received:
+            sys.exit(128 + signal.SIGTERM)
+        if not callable(self._queue_again):
+            return
+        try:
+            self._queue_again(WARNING, None)
+        except UncompletedJobError as error:
+            raise TrainingInterrupted(
+                f"{interruption}; not queued again ({error}), raise training.minutes or training.requeues"
+            ) from None
+
+
 class TrainingTask:
     """A training that can be queued again; submitit pickles it."""
 
@@ -43,38 +74,31 @@ class TrainingTask:
         set_up_logging()
         os.environ["HF_HUB_OFFLINE"] = "1"
         job = submitit.JobEnvironment()
-        queue_again = signal.getsignal(WARNING)
-        received: list[int] = []
-
-        def stop(number: int, _: object) -> None:
-            received.append(number)
-            request_stop()
-
-        for number in (WARNING, signal.SIGTERM):
-            signal.signal(number, stop)
+        stops = _Stops()
         if job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         outcome = JobFolder(self._spec.places.train(self._spec.target["run"]) / "state").outcome(job.job_id)
+        if job.global_rank == 0:
+            outcome.unlink(missing_ok=True)  # of an attempt before, which ended with a lost node
         log.info("job=%s task=%d of=%d spec=%s", job.job_id, job.global_rank, job.num_tasks,
                  json.dumps(self._spec.as_dict(), sort_keys=True))  # fmt: skip
         try:
-            try:
-                from flowkit.stages.train import run  # here, for whoever submits does not load torch
-
-                run(self._spec)
-            except TrainingInterrupted as interruption:
-                log.info("%s", interruption)
-                if signal.SIGTERM in received:
-                    sys.exit(128 + signal.SIGTERM)
-                if callable(queue_again):
-                    queue_again(WARNING, None)
-                return
+            self._train(stops)
         except Exception as error:
             if not outcome.exists():
                 write_json(outcome, {"state": FAILED, "error": _in_one_line(error), "task": job.global_rank})
             raise
-        if job.global_rank == 0:
+        if job.global_rank == 0 and not stops.received:
             write_json(outcome, {"state": DONE})
+
+    def _train(self, stops: _Stops) -> None:
+        from flowkit.stages.train import run  # here, for whoever submits does not load torch
+
+        try:
+            run(self._spec)
+        except TrainingInterrupted as interruption:
+            log.info("%s", interruption)
+            stops.end_job(interruption)
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what runs when the job is queued again: the same."""

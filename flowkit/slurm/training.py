@@ -131,7 +131,7 @@ def _parameters(spec: Spec, jobs: TrainingJobs) -> dict[str, object]:
         "mem_gb": jobs.memory_gb,
         "slurm_signal_delay_s": jobs.warn_seconds,
         # since Slurm 22.05 a step does not inherit the processors of its job
-        "slurm_srun_args": [f"--cpus-per-task={jobs.cpus_per_task}"],
+        "slurm_srun_args": [f"--cpus-per-task={jobs.cpus_per_task}", "--kill-on-bad-exit=1"],
         "slurm_setup": [f"export OMP_NUM_THREADS={jobs.cpus_per_task}", *jobs.setup],
         "slurm_additional_parameters": {"requeue": True},
         **{f"slurm_{name}": value for name, value in chosen.items() if value},
