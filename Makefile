@@ -41,7 +41,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
+	@$(BIN)/python -m pytest -n 3 --dist loadscope -m slow --durations=15
 
 bench: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/run.py

@@ -59,7 +59,7 @@ def run_snakemake(arguments: list[str], *, parent: int = 0) -> int:
     environment = {**os.environ, HELD_BY_PARENT: "1"}
     if LOCKS.is_dir() and any(LOCKS.iterdir()):
         logger.info("unlocking, the driver that left the lock is gone")
-        unlocked = subprocess.run([*command, *arguments, "--unlock", "--quiet", "all"], env=environment)
+        unlocked = subprocess.run([*command, "--quiet", "all", "--unlock", *arguments], env=environment)
         if unlocked.returncode:
             return unlocked.returncode
     child = subprocess.Popen([*command, *arguments], preexec_fn=_die_with_parent, env=environment)

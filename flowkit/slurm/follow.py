@@ -16,7 +16,6 @@ from flowkit.runtime import process_identity
 from flowkit.slurm.handle import Handle, JobFolder
 from flowkit.slurm.queue import ENDED, JobState, cancel_job, job_state, memory_exceeded
 from flowkit.slurm.settings import SLURM
-from flowkit.slurm.task import FAILED
 
 SETTLED = 2
 """An end must be seen twice: a job that is queued again shows its old end for a moment."""
@@ -64,8 +63,8 @@ def follow(
 ) -> None:
     """Return when the job has committed its result; raises `StageError` in one line if it ended without.
 
-    A process that failed does not end the job for good: when a node is lost, the processes on other nodes fail, and Slurm
-    queues the job again.
+    A process that failed does not end the job for good: when a node is lost, the processes on other nodes fail, and
+    Slurm queues the job again.
     """
     copies = [LogCopy(folder.log(handle.job_id)), LogCopy(folder.log(handle.job_id).with_suffix(".err"))]
     for copy in copies:
@@ -84,7 +83,7 @@ def follow(
         ends = ends + 1 if is_over(state) else 0
         if ends and is_committed():
             return
-        failure = _failure(folder.outcome(handle.job_id)) if state is None or not state.is_waiting else None
+        failure = _failure(folder.failure(handle.job_id)) if state is None or not state.is_waiting else ""
         failed_at = failed_at or time.monotonic() if failure else None
         is_stuck = failed_at is not None and time.monotonic() - failed_at > STUCK_SECONDS
         if is_stuck and handle.executor == SLURM:
@@ -108,11 +107,9 @@ def _show(handle: Handle, state: JobState | None, shown: str) -> str:
     return text
 
 
-def _failure(outcome: Path) -> str | None:
-    if not outcome.exists():
-        return None
-    said = read_json(outcome)
-    return str(said["error"]) if said["state"] == FAILED else None
+def _failure(note: Path) -> str:
+    """Return why a process of the job failed, "" if none did."""
+    return str(read_json(note)["error"]) if note.exists() else ""
 
 
 def _why_ended(handle: Handle, state: JobState, log: Path) -> str:

@@ -1,7 +1,7 @@
 """The note that a submitted training leaves, by which a later call finds its job again.
 
     <train>/state/job.json              handle: job, key of the work, executor
-    <train>/state/jobs/                 submitit's folder: its pickles, the logs, and the outcome of each job
+    <train>/state/jobs/                 submitit's folder: its pickles, the logs, and why a job failed
     <train>/state/driver.lock           one follower at a time
 
 submitit reads pickles from its folder, so nobody but its owner may write there; that is checked before each use.
@@ -67,9 +67,9 @@ class JobFolder:
         """Write the handle."""
         write_json(self._handle, asdict(handle))
 
-    def outcome(self, job_id: str) -> Path:
-        """File in which a job says how it ended."""
-        return self.jobs / f"{job_id}-outcome.json"
+    def failure(self, job_id: str) -> Path:
+        """File in which a process of a job says why it failed."""
+        return self.jobs / f"{job_id}-failure.json"
 
     def log(self, job_id: str) -> Path:
         """What the first process of a job prints."""

@@ -26,7 +26,6 @@ from flowkit.slurm.handle import JobFolder
 from flowkit.stages.session import Spec
 
 WARNING = signal.SIGUSR2
-FAILED, DONE = "failed", "done"
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class TrainingTask:
         self._spec, self._threads = spec, threads
 
     def __call__(self) -> None:
-        """Train, and leave an outcome that says how it ended."""
+        """Train; the first process that fails leaves a note with the reason."""
         set_threads(self._threads)
         allow_many_open_files()
         set_up_logging()
@@ -77,19 +76,17 @@ class TrainingTask:
         stops = _Stops()
         if job.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        outcome = JobFolder(self._spec.places.train(self._spec.target["run"]) / "state").outcome(job.job_id)
+        failure = JobFolder(self._spec.places.train(self._spec.target["run"]) / "state").failure(job.job_id)
         if job.global_rank == 0:
-            outcome.unlink(missing_ok=True)  # of an attempt before, which ended with a lost node
+            failure.unlink(missing_ok=True)  # of an attempt before, which ended with a lost node
         log.info("job=%s task=%d of=%d spec=%s", job.job_id, job.global_rank, job.num_tasks,
                  json.dumps(self._spec.as_dict(), sort_keys=True))  # fmt: skip
         try:
             self._train(stops)
         except Exception as error:
-            if not outcome.exists():
-                write_json(outcome, {"state": FAILED, "error": _in_one_line(error), "task": job.global_rank})
+            if not failure.exists():
+                write_json(failure, {"error": _in_one_line(error), "task": job.global_rank})
             raise
-        if job.global_rank == 0 and not stops.received:
-            write_json(outcome, {"state": DONE})
 
     def _train(self, stops: _Stops) -> None:
         from flowkit.stages.train import run  # here, for whoever submits does not load torch
