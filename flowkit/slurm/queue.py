@@ -82,6 +82,17 @@ def job_state(job_id: str) -> JobState | None:
     return JobState(state.split()[0], reason, used)  # "CANCELLED by 1000"
 
 
+def jobs_with_comment(start: str) -> dict[str, str]:
+    """Return {number: rest of the comment} of this user's live jobs whose comment begins with `start`."""
+    asked = _ask("squeue", "--noheader", "--me", "--format=%A|%k")
+    if asked is None or asked.returncode:
+        raise StageError(
+            "squeue does not answer, so it is not known whether a job is under way; try again later"
+        )
+    rows = [line.partition("|") for line in asked.stdout.splitlines()]
+    return {number: comment.removeprefix(start) for number, _, comment in rows if comment.startswith(start)}
+
+
 def cancel_job(job_id: str) -> None:
     """Cancel a job; raises `StageError` with what Slurm said."""
     done = _ask("scancel", job_id)

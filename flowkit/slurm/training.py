@@ -17,7 +17,7 @@ from flowkit.progress import logger
 from flowkit.runtime import exclusive, process_identity
 from flowkit.slurm.follow import follow, is_over, state_of
 from flowkit.slurm.handle import Handle, JobFolder
-from flowkit.slurm.queue import cancel_job
+from flowkit.slurm.queue import cancel_job, jobs_with_comment
 from flowkit.slurm.settings import DEBUG, SLURM, TrainingJobs
 from flowkit.slurm.task import TrainingTask
 from flowkit.stages.session import Spec, open_session, session_key
@@ -33,11 +33,13 @@ def train_in_job(spec: Spec, jobs: TrainingJobs, *, threads: int) -> None:
     folder.open()
     with exclusive(folder.lock, wait_seconds=LOCK_WAIT_SECONDS):
         key = session_key(spec, training_inputs(spec))
+        if jobs.executor == SLURM:
+            _recover_handle(folder)
         handle = _under_way(folder, key)
         if handle is None:
             if _is_committed(spec):
                 return
-            job = _submit(spec, jobs, folder, threads)
+            job = _submit(spec, jobs, folder, key, threads)
             if jobs.executor == DEBUG:
                 job.result()
                 return
@@ -58,6 +60,21 @@ def cancel(folder: JobFolder) -> str | None:
         return None
     _cancel(handle)
     return handle.job_id
+
+
+def _comment(folder: JobFolder) -> str:
+    """Return how the comment of every job of a run begins; its key follows."""
+    return f"flowkit {folder.state.resolve()} "
+
+
+def _recover_handle(folder: JobFolder) -> None:
+    """Find a job whose submitter was killed before it could write the handle."""
+    known = folder.handle()
+    for job_id, key in jobs_with_comment(_comment(folder)).items():
+        if known is None or int(job_id) > int(known.job_id):
+            logger.info("job=%s was submitted by a process that was killed", job_id)
+            known = Handle(job_id, key, SLURM)
+            folder.remember(known)
 
 
 def _under_way(folder: JobFolder, key: str) -> Handle | None:
@@ -91,9 +108,9 @@ def _cancel(handle: Handle) -> None:
         time.sleep(1)
 
 
-def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, threads: int) -> submitit.Job[None]:
+def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads: int) -> submitit.Job[None]:
     executor = submitit.AutoExecutor(folder.jobs, cluster=jobs.executor, slurm_max_num_timeout=jobs.requeues)
-    executor.update_parameters(**_parameters(spec, jobs))
+    executor.update_parameters(**_parameters(spec, jobs, f"{_comment(folder)}{key}"))
     task = TrainingTask(spec, max(threads, jobs.cpus_per_task))
     try:
         with clean_env():
@@ -113,7 +130,7 @@ def _remembered(folder: JobFolder, job: submitit.Job[None], key: str, executor: 
     return handle
 
 
-def _parameters(spec: Spec, jobs: TrainingJobs) -> dict[str, object]:
+def _parameters(spec: Spec, jobs: TrainingJobs, comment: str) -> dict[str, object]:
     """Return what submitit is told; its own defaults stay for what is not set."""
     chosen = {
         "partition": jobs.partition,
@@ -133,6 +150,7 @@ def _parameters(spec: Spec, jobs: TrainingJobs) -> dict[str, object]:
         # since Slurm 22.05 a step does not inherit the processors of its job
         "slurm_srun_args": [f"--cpus-per-task={jobs.cpus_per_task}", "--kill-on-bad-exit=1"],
         "slurm_setup": [f"export OMP_NUM_THREADS={jobs.cpus_per_task}", *jobs.setup],
+        "slurm_comment": comment,
         "slurm_additional_parameters": {"requeue": True},
         **{f"slurm_{name}": value for name, value in chosen.items() if value},
     }

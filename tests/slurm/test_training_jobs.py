@@ -78,6 +78,39 @@ def test_a_killed_follower_leaves_the_job_and_the_next_one_attaches(
     assert training.is_committed
 
 
+def test_a_job_is_found_though_its_submitter_was_killed_before_it_could_note_it(
+    training: Training, cluster: Cluster
+) -> None:
+    set_steps(training.project, 40, seconds_per_step=0.2)
+    first = training.start()
+    training.wait_for_step(3)
+    first.kill()
+    job = training.job
+    (training.folder / "state/job.json").unlink()
+    said = training.finish()
+    assert f"job={job} was submitted by a process that was killed" in said
+    assert f"job={job} attached" in said
+    assert training.job == job
+    assert len([one for one in cluster.jobs() if one >= job]) == 1, "one job only"
+    assert training.is_committed
+
+
+def test_a_job_of_other_values_is_cancelled_before_another_is_submitted(
+    training: Training, cluster: Cluster
+) -> None:
+    set_steps(training.project, 300, seconds_per_step=0.2)
+    first = training.start()
+    training.wait_for_step(3)
+    first.kill()
+    job = training.job
+    set_steps(training.project, 5)
+    said = training.finish()
+    assert f"job={job} trains other values or other code, cancelling it" in said
+    assert cluster.jobs()[job] == "CANCELLED"
+    assert training.job != job
+    assert training.is_committed
+
+
 def test_a_cancelled_job_ends_in_one_line_and_the_next_call_goes_on(
     training: Training, cluster: Cluster
 ) -> None:
