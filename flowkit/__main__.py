@@ -26,7 +26,7 @@ from flowkit.machine import machine_of
 from flowkit.paths import Places
 from flowkit.progress import Progress, logger, set_up_logging
 from flowkit.results import key_figures
-from flowkit.runtime import allow_many_open_files, end_with, set_threads
+from flowkit.runtime import allow_many_open_files, end_with, keep_others_from_writing, set_threads
 from flowkit.slurm.settings import HERE, TrainingJobs
 from flowkit.stages.fingerprint import code_of
 from flowkit.stages.jobs import STAGES, unpack_spec
@@ -285,11 +285,13 @@ def status(
     results: ResultsOption = None,
 ) -> None:
     """Print how the trainings of an experiment stand: job, state, step, rate, time to go, last figures."""
+    from flowkit.planning.data_facts import DataFacts
+    from flowkit.planning.storage import training_steps
     from flowkit.slurm.status import status_lines
 
     plan = _plan(config, overrides, profile, results)
-    runs = {run: plan.config.run(run).train.steps for run in plan.config.runs}
-    for line in status_lines(plan.places, runs):
+    data = DataFacts(plan)
+    for line in status_lines(plan.places, {run: training_steps(data, run) for run in plan.config.runs}):
         typer.echo(line)
 
 
@@ -324,6 +326,7 @@ def run(
 def main() -> None:
     """Run the command line; errors that a user can act on are one line and exit code 1."""
     set_up_logging()
+    keep_others_from_writing()
     try:
         app()
     except FlowkitError as error:

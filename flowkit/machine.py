@@ -58,24 +58,26 @@ def split_machine_settings(
     return Machine(results, data_root, shards_per_job, account, stages, training), values, tuple(overrides)
 
 
-def with_profile(
-    settings: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return a Snakemake configuration with the machine settings of the profile that its command line names.
-
-    With `--config` on the command line Snakemake drops the whole `config` of a profile: trainings would run on a login
-    node, with other folders. `arguments` are those of the Snakemake process. Raises `ConfigError` for a profile that
-    cannot be read.
-    """
+def named_profile(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Return the profile that a Snakemake command line or its environment names, None if there is none."""
     profile = environment.get("SNAKEMAKE_PROFILE")
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument == "--profile":
             profile = following
         elif argument.startswith("--profile="):
             profile = argument.partition("=")[2]
-    if not profile or not (Path(profile) / PROFILE_FILE).is_file():
+    return profile or None
+
+
+def with_profile(settings: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Return a Snakemake configuration with the machine settings of a profile's file.
+
+    With `--config` on the command line Snakemake drops the whole `config` of a profile: trainings would run on a login
+    node, with other folders. Raises `ConfigError` for a profile that cannot be read.
+    """
+    if file is None:
         return dict(settings)
-    of_profile = _settings_of(Path(profile))
+    of_profile = _mapping(f"{file}: config", _read_yaml(file).get("config"))
     return {**{name: value for name, value in of_profile.items() if name in MACHINE_SETTINGS}, **settings}
 
 
@@ -109,7 +111,10 @@ def _settings_of(profile: Path) -> dict[str, Any]:
 
 def read_profile(profile: Path) -> dict[str, Any]:
     """Return what a profile tells Snakemake, by the names of its options; raises `ConfigError` if it cannot be read."""
-    file = profile / PROFILE_FILE
+    return _read_yaml(profile / PROFILE_FILE)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:

@@ -56,6 +56,11 @@ def prefer_this_python() -> None:
     )
 
 
+def keep_others_from_writing() -> None:
+    """Make no file that users outside the group may write, whatever the user's umask says."""
+    os.umask(os.umask(0o022) | 0o002)
+
+
 def process_identity(pid: int) -> str | None:
     """Return a text that is the same as long as process `pid` is the same living one, None when it is gone."""
     if not HAS_PROC:

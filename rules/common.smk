@@ -5,12 +5,19 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from snakemake.cli import get_profile_dir
+
 from flowkit.config import load_config
 from flowkit.driver import hold_driver_lock
 from flowkit.errors import FlowkitError
-from flowkit.machine import as_environment, split_machine_settings, with_profile
+from flowkit.machine import (
+    as_environment,
+    named_profile,
+    split_machine_settings,
+    with_profile,
+)
 from flowkit.paths import Places
-from flowkit.runtime import prefer_this_python
+from flowkit.runtime import keep_others_from_writing, prefer_this_python
 from flowkit.slurm.failures import Failures
 from flowkit.slurm.job_requests import JobRequests
 from flowkit.stages.jobs import pack_spec
@@ -18,6 +25,7 @@ from flowkit.stages.session import hide_other_values
 from flowkit.stages.specs import Plan
 
 prefer_this_python()
+keep_others_from_writing()
 
 FAILURES = Failures()
 logger.addHandler(FAILURES)
@@ -25,7 +33,9 @@ logger.addHandler(FAILURES)
 
 def load_plan(settings):
     """Return the plan of a configuration and the resources of its jobs; machine settings come from profile or environment."""
-    settings = with_profile(settings, sys.argv, os.environ)
+    profile = named_profile(sys.argv, os.environ)
+    found = get_profile_dir(profile) if profile else None
+    settings = with_profile(settings, found[1] if found else None)
     os.environ.update(as_environment(settings))
     machine, values, overrides = split_machine_settings(settings, os.environ)
     loaded = load_config(

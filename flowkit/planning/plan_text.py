@@ -148,7 +148,7 @@ def _cost(plan: MachinePlan) -> Iterator[str]:
     if not lines:
         yield "cost: no job of Slurm's is to run"
         return
-    rows: Rows = [("cost at most", "GPU h", "core h", "SBU", "estimate: h", "SBU", "measured on")]
+    rows: Rows = [("cost, each job once", "GPU h", "core h", "SBU", "estimate: h", "SBU", "measured on")]
     rows += [_stage_cost(line) for line in lines]
     total = [
         "sum",
@@ -164,8 +164,9 @@ def _cost(plan: MachinePlan) -> Iterator[str]:
         "",
     ]
     yield from _table([*rows, tuple(total)], left=(0, 6))
-    yield "At most: every job runs once, to its time limit. Estimates hold on machines like those of the measurement;"
-    yield "a training's is for its steps, without evaluations on held-out images."
+    yield "At most: every job runs once, to its time limit; a training that is queued again costs that each time."
+    yield "Estimates hold on machines like those of the measurement; a training's is for its steps, without evaluations"
+    yield "on held-out images."
     if not plan.facts.partitions:
         yield "SBU: not known, the profile has no machine.yaml that names what partitions bill."
 
@@ -208,7 +209,8 @@ def _read(line: ReadingLine) -> tuple[str, ...]:
 
 def _table(rows: Sequence[tuple[str, ...]], *, left: Sequence[int] = (0,)) -> Iterator[str]:
     """Yield aligned lines: the columns in `left` to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells_of = [row for row in rows if any(row[1:])]  # a heading between rows may be as long as a path is
+    widths = [max(len(row[column]) for row in cells_of) for column in range(len(rows[0]))]
     for row in rows:
         cells = (
             f"{cell:<{width}}" if column in left else f"{cell:>{width}}"

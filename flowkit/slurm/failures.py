@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ class Failures(logging.Handler):
         if event == FAILED:
             said = vars(record)
             logs = tuple(Path(log) for log in said.get("log") or () if log)
-            self._failed[said["jobid"]] = _Failure(said["rule_name"], said.get("rule_msg") or "", logs)
+            failure = _Failure(said["rule_name"], said.get("rule_msg") or "", logs)
+            self._failed[said["jobid"]] = failure
+            # at once, for what runs beside it may go on for days; it may be tried again
+            sys.stderr.write(f"flowkit: failed: {failure.rule}: {self._what_happened(failure)}\n")
         elif event == FINISHED:
             self._failed.pop(vars(record)["job_id"], None)
 

@@ -14,13 +14,13 @@ from flowkit.progress import logger
 from flowkit.provenance import read_json
 from flowkit.runtime import process_identity
 from flowkit.slurm.handle import Handle, JobFolder
-from flowkit.slurm.queue import ENDED, JobState, cancel_job, job_state, memory_exceeded
+from flowkit.slurm.queue import ENDED, JobState, cancel_job, job_state, memory_exceeded, times_queued_again
 from flowkit.slurm.settings import SLURM
 
 SETTLED = 2
 """An end must be seen twice: a job that is queued again shows its old end for a moment."""
-STUCK_SECONDS = 45
-"""A job of several processes has this long to end when one of them has failed."""
+VISIBLE_SECONDS = 60
+"""A result that a job has committed on another machine may be seen this late."""
 LAST_LINES = 3
 RUNNING, GONE = JobState("RUNNING"), JobState("GONE")
 
@@ -69,7 +69,7 @@ def follow(
     copies = [LogCopy(folder.log(handle.job_id)), LogCopy(folder.log(handle.job_id).with_suffix(".err"))]
     for copy in copies:
         copy.place = copy.file.stat().st_size if copy.file.exists() else 0
-    shown, ends, failed_at = "", 0, None
+    shown, ends, ended_at = "", 0, 0.0
     while True:
         state = state_of(handle)
         for copy in copies:
@@ -81,18 +81,18 @@ def follow(
                 f"job {handle.job_id} {state.hopeless}; it waited with {state.reason} and is cancelled"
             )
         ends = ends + 1 if is_over(state) else 0
-        if ends and is_committed():
+        ended_at = time.monotonic() if ends == 1 else ended_at
+        if (ends or state is None) and is_committed():
             return
-        failure = _failure(folder.failure(handle.job_id)) if state is None or not state.is_waiting else ""
-        failed_at = failed_at or time.monotonic() if failure else None
-        is_stuck = failed_at is not None and time.monotonic() - failed_at > STUCK_SECONDS
-        if is_stuck and handle.executor == SLURM:
-            cancel_job(handle.job_id)
-        if failure and (ends >= SETTLED or is_stuck):
-            raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
         if ends >= SETTLED:
-            raise StageError(_why_ended(handle, state or GONE, copies[1].file))
-        time.sleep(min(poll_seconds, 5) if ends or failure else poll_seconds)
+            if failure := _failure(handle, folder):
+                raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
+            # another machine's files may be seen late
+            if (
+                state is not None and state.name != "COMPLETED"
+            ) or time.monotonic() - ended_at > VISIBLE_SECONDS:
+                raise StageError(_why_ended(handle, state or GONE, copies[1].file))
+        time.sleep(min(poll_seconds, 5) if ends else poll_seconds)
 
 
 def _show(handle: Handle, state: JobState | None, shown: str) -> str:
@@ -107,15 +107,17 @@ def _show(handle: Handle, state: JobState | None, shown: str) -> str:
     return text
 
 
-def _failure(note: Path) -> str:
-    """Return why a process of the job failed, "" if none did."""
+def _failure(handle: Handle, folder: JobFolder) -> str:
+    """Return why a process of the job's last attempt failed, "" if none did."""
+    attempt = times_queued_again(handle.job_id) if handle.executor == SLURM else 0
+    note = folder.failure(handle.job_id, attempt or 0)
     return str(read_json(note)["error"]) if note.exists() else ""
 
 
 def _why_ended(handle: Handle, state: JobState, log: Path) -> str:
     how = ENDED.get(state.name, "is gone")
     if state.name == "COMPLETED":
-        how = "ended without a result; was the code or the configuration changed since it was submitted?"
+        how = "ended without a result"
     if handle.executor == SLURM and (exceeded := memory_exceeded(handle.job_id)):
         how = f"ran out of memory ({exceeded}), ask for more with training.memory_gb in the profile"
     printed = log.read_text(errors="replace").strip().splitlines() if log.exists() else []

@@ -4,14 +4,16 @@
     <train>/state/jobs/                 submitit's folder: its pickles, the logs, and why a job failed
     <train>/state/driver.lock           one follower at a time
 
-submitit reads pickles from its folder, so nobody but its owner may write there; that is checked before each use.
+submitit reads pickles from its folder, so nobody but its owner may write there: whoever submits checks it, and the job
+checks it again before it reads one.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from flowkit.errors import StageError
@@ -20,12 +22,14 @@ from flowkit.provenance import read_json, write_json
 
 @dataclass(frozen=True)
 class Handle:
-    """A submitted job. `key` is the digest of spec, code and inputs that it works on; `identity` of a local process."""
+    """A submitted job. `key` is the digest of spec, code and inputs that it works on, `settings` that of what it asked
+    for, `identity` that of a local process."""
 
     job_id: str
     key: str
     executor: str
     identity: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,37 +53,51 @@ class JobFolder:
         return self.state / "job.json"
 
     def open(self) -> None:
-        """Make the folder of jobs for its owner alone; raises `StageError` if another user could write there."""
-        self.jobs.mkdir(parents=True, exist_ok=True)
+        """Make the folder of jobs for its owner alone; raises `StageError` if another user could have written there."""
+        self.jobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = self.jobs.stat()
-        if found.st_uid == os.getuid():
-            self.jobs.chmod(0o700)
-        self._demand_private(self.jobs)
+        was_open = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and any(self.jobs.iterdir())
+        if found.st_uid != os.getuid() or was_open:
+            raise StageError(
+                f"{self.jobs}: belongs to user {found.st_uid} with mode {stat.filemode(found.st_mode)}, another user "
+                "could have put a job there; look at it, move it away, or name a results folder of your own"
+            )
+        self.jobs.chmod(0o700)
+
+    @property
+    def check(self) -> str:
+        """A line of shell with which a job ends if another user can write in submitit's folder, or has."""
+        folder = shlex.quote(str(self.jobs.resolve()))
+        others = (
+            f'$(find {folder} -maxdepth 1 \\( ! -user "$(id -u)" -o -perm /022 ! -type l \\) -print -quit)'
+        )
+        return (
+            f'[ -z "{others}" ] || {{ echo "flowkit: {self.jobs} is open to other users, nothing is read from it" >&2; '
+            "exit 1; }"
+        )
 
     def handle(self) -> Handle | None:
         """Return what was submitted last, None if nothing was."""
         if not self._handle.exists():
             return None
-        self._demand_private(self._handle)
-        return Handle(**read_json(self._handle))
+        known = {field.name for field in fields(Handle)}
+        return Handle(**{name: value for name, value in read_json(self._handle).items() if name in known})
+
+    def own_handle(self) -> Handle | None:
+        """Return the handle to act on; raises `StageError` if another user wrote it."""
+        handle = self.handle()
+        if handle is not None and self._handle.stat().st_uid != os.getuid():
+            raise StageError(f"{self._handle}: user {self._handle.stat().st_uid} trains this run, not you")
+        return handle
 
     def remember(self, handle: Handle) -> None:
         """Write the handle."""
         write_json(self._handle, asdict(handle))
 
-    def failure(self, job_id: str) -> Path:
-        """File in which a process of a job says why it failed."""
-        return self.jobs / f"{job_id}-failure.json"
+    def failure(self, job_id: str, attempt: int) -> Path:
+        """File in which a process of a job says why it failed; `attempt` counts how often the job was queued again."""
+        return self.jobs / f"{job_id}-failure-{attempt}.json"
 
     def log(self, job_id: str) -> Path:
         """What the first process of a job prints."""
         return self.jobs / f"{job_id}_0_log.out"
-
-    @staticmethod
-    def _demand_private(path: Path) -> None:
-        found = path.stat()
-        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise StageError(
-                f"{path}: belongs to user {found.st_uid} with mode {stat.filemode(found.st_mode)}, another user could "
-                "have put a job there; remove it, or run with a results folder of your own"
-            )

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.slurm.settings import HERE, StageJob, TrainingJobs
+from flowkit.errors import ConfigError
+from flowkit.slurm.settings import DEFAULT_STAGE, HERE, StageJob, TrainingJobs
 from flowkit.stages.jobs import Job
 
 MB_PER_GB = 1024
@@ -19,6 +20,14 @@ class JobRequests:
     stages: Mapping[str, Any]
     training: Mapping[str, Any]
     account: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for a setting that is wrong or that nothing would read."""
+        StageJob.of(self.stages, DEFAULT_STAGE)
+        if self.training_of("").executor != HERE and "train" in self.stages:
+            raise ConfigError(
+                "stages.train: not read where trainings are jobs of their own; set it below training"
+            )
 
     def stage(self, name: str) -> StageJob:
         """Return the settings of a stage."""

@@ -7,10 +7,12 @@ does not come (a controller that restarts) is no state of the job.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 
 from flowkit.errors import StageError
+from flowkit.progress import logger
 
 ASK_SECONDS = 60
 ENDED = {
@@ -37,7 +39,7 @@ HOPELESS = {
     "launch failed requeued held": "could not be started on its node and is held, see the node's state with sinfo -R",
 }
 """Reasons of a waiting job that no waiting ends, in words."""
-FORMAT = "%T|%r|%M|%L|%N"
+FORMAT = "%T|%r|%M|%L|%N|%k"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class JobState:
     used: str = ""
     left: str = ""
     nodes: str = ""
+    comment: str | None = None
+    """None where Slurm does not say it."""
 
     @property
     def is_waiting(self) -> bool:
@@ -72,10 +76,11 @@ def job_state(job_id: str) -> JobState | None:
     if asked is None:
         return None
     if asked.returncode == 0 and asked.stdout.strip():
-        return JobState(*asked.stdout.strip().splitlines()[0].split("|"))
+        return JobState(*asked.stdout.strip().splitlines()[0].split("|", FORMAT.count("|")))
     if asked.returncode and "Invalid job id" not in asked.stderr:
+        logger.info("squeue: %s", " ".join(asked.stderr.split()))
         return None
-    recorded = _ask("sacct", "-nPX", f"--jobs={job_id}", "--format=State,Reason,Elapsed")
+    recorded = _ask_sacct("-nPX", f"--jobs={job_id}", "--format=State,Reason,Elapsed")
     if recorded is None or recorded.returncode or not recorded.stdout.strip():
         return JobState("UNKNOWN")
     state, reason, used = recorded.stdout.strip().splitlines()[-1].split("|")
@@ -101,12 +106,19 @@ def cancel_job(job_id: str) -> None:
         raise StageError(f"job {job_id} could not be cancelled: {said}; try again, or scancel {job_id}")
 
 
+def times_queued_again(job_id: str) -> int | None:
+    """Return how often Slurm has put a job back into the queue, None if it does not say."""
+    asked = _ask("scontrol", "show", "job", job_id)
+    found = re.search(r"\bRestarts=(\d+)", asked.stdout) if asked is not None else None
+    return int(found[1]) if found else None
+
+
 def memory_exceeded(job_id: str) -> str:
     """Return "used X of Y GiB" for a job that used more memory than it had, "" for one that did not or is not recorded.
 
     The step that was killed knows it; the job itself may only have failed.
     """
-    recorded = _ask("sacct", "-nP", f"--jobs={job_id}", "--format=State,MaxRSS,ReqMem")
+    recorded = _ask_sacct("-nP", f"--jobs={job_id}", "--format=State,MaxRSS,ReqMem")
     if recorded is None or recorded.returncode:
         return ""
     rows = [line.split("|") for line in recorded.stdout.splitlines() if line]
@@ -123,8 +135,15 @@ def _gib(amount: str) -> float:
     return float(found[1]) * 1024.0 ** "KMGT".find(found[2] or "K") / 1024.0**2 if found else 0.0
 
 
+def _ask_sacct(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+    """Ask the accounting, which not every cluster has."""
+    return _ask("sacct", *arguments) if shutil.which("sacct") else None
+
+
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
+    except FileNotFoundError:
+        raise StageError(f"{command[0]}: no such program here, run this where Slurm's commands are") from None
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -19,7 +19,7 @@ from flowkit.stages.jobs import STAGES
 
 HERE, SLURM, LOCAL, DEBUG = "here", "slurm", "local", "debug"
 EXECUTORS = (HERE, SLURM, LOCAL, DEBUG)
-MAY_BE_ZERO = ("gpus", "gpus_per_node", "requeues", "warn_seconds")
+MAY_BE_ZERO = ("gpus", "gpus_per_node", "requeues")
 DEFAULT_STAGE, RUNS = "default", "runs"
 
 
@@ -74,7 +74,13 @@ class TrainingJobs:
         setup = chosen.get("setup", ())
         if isinstance(setup, str) or not all(isinstance(line, str) for line in setup):
             raise ConfigError(f"training.setup={setup!r}: expected a list of shell lines")
-        return cls(**{"account": account, **chosen, "setup": tuple(setup)})
+        made = cls(**{"account": account, **chosen, "setup": tuple(setup)})
+        unread = [field.name for field in fields(cls) if getattr(made, field.name) != field.default]
+        if made.executor == HERE and set(unread) - {"account"}:
+            raise ConfigError(
+                f"training.{unread[-1]}: not read while trainings run where they are asked; set training.executor"
+            )
+        return made
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,30 @@ TAIL_BYTES = 65_536
 """Enough for the last lines of a metrics file, whose length grows with the training."""
 
 
-def status_lines(places: Places, steps: dict[str, int]) -> Iterator[str]:
-    """Yield a table with one line per run; `steps` are how many each one trains for."""
+def status_lines(places: Places, steps: Mapping[str, int | None]) -> Iterator[str]:
+    """Yield a table with one line per run; `steps` are how many each one trains for, None where nobody knows yet."""
     rows = [COLUMNS, *(_row(places, run, total) for run, total in steps.items())]
     widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(COLUMNS))]
     for row in rows:
         yield "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _row(places: Places, run: str, total: int) -> tuple[str, ...]:
+def _row(places: Places, run: str, total: int | None) -> tuple[str, ...]:
     folder = places.train(run)
     handle = JobFolder(folder / "state").handle()
-    lines = _last_lines(folder)
+    is_done = (folder / MANIFEST).exists()
+    lines = _last_lines(folder, handle.key if handle is not None and not is_done else None)
     last = lines[-1] if lines else {}
     measured: dict[str, Any] = next((line for line in reversed(lines) if "validation_r2" in line), {})
-    is_done = (folder / MANIFEST).exists()
-    step = last.get("step", total if is_done else 0)
+    step = last.get("step", total or 0 if is_done else 0)
     rate = step / last["seconds"] if last.get("seconds") else 0.0
     return (
         run,
         handle.job_id if handle else "-",
         "done" if is_done else _state(handle),
-        f"{step} of {total}",
+        f"{step} of {total or '?'}",
         f"{rate:.2f}" if rate else "-",
-        _duration((total - step) / rate) if rate and not is_done else "-",
+        _duration((total - step) / rate) if rate and total and not is_done else "-",
         _number(last.get("loss")),
         _number(measured.get("validation_r2")),
     )
@@ -57,12 +57,13 @@ def _state(handle: Handle | None) -> str:
     return f"{state.name.lower()}{reason}"
 
 
-def _last_lines(folder: Path) -> list[dict[str, Any]]:
-    """The end of the newest metrics file, of the work under way or of the result."""
-    files = [*folder.glob("state/work-*/metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
-    if not files:
-        return []
-    return last_lines(max(files, key=lambda file: file.stat().st_mtime))
+def _last_lines(folder: Path, key: str | None) -> list[dict[str, Any]]:
+    """The end of the metrics of a job's work, or without its key of the newest work or result."""
+    files = [folder / f"state/work-{key}/metrics.jsonl"]
+    if key is None:
+        files = [*folder.glob("state/work-*/metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
+    there = [file for file in files if file.is_file()]
+    return last_lines(max(there, key=lambda file: file.stat().st_mtime)) if there else []
 
 
 def last_lines(metrics: Path) -> list[dict[str, Any]]:

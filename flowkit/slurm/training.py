@@ -6,24 +6,32 @@ one job at most; a job of other values is cancelled first.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
+from dataclasses import asdict
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
 from flowkit.errors import StageError
 from flowkit.progress import logger
+from flowkit.provenance import digest_of
 from flowkit.runtime import exclusive, process_identity
-from flowkit.slurm.follow import follow, is_over, state_of
+from flowkit.slurm.follow import GONE, follow, is_over, state_of
 from flowkit.slurm.handle import Handle, JobFolder
-from flowkit.slurm.queue import cancel_job, jobs_with_comment
+from flowkit.slurm.queue import JobState, cancel_job, jobs_with_comment
 from flowkit.slurm.settings import DEBUG, SLURM, TrainingJobs
 from flowkit.slurm.task import TrainingTask
 from flowkit.stages.session import Spec, open_session, session_key
 from flowkit.stages.training_inputs import training_inputs
 
 CANCEL_SECONDS = 60.0
+ANSWER_SECONDS = 600.0
+NO_LIMIT = 1_000_000
+CLUSTER = {name: value for name, value in os.environ.items() if name in ("SLURM_CONF", "SLURM_CLUSTERS")}
+"""Which Slurm is meant; what else a job finds of Slurm's variables would be of a job that submits."""
 LOCK_WAIT_SECONDS = 5.0
 
 
@@ -35,17 +43,19 @@ def train_in_job(spec: Spec, jobs: TrainingJobs, *, threads: int) -> None:
         key = session_key(spec, training_inputs(spec))
         if jobs.executor == SLURM:
             _recover_handle(folder)
-        handle = _under_way(folder, key)
+        handle = _under_way(folder, key, digest_of(asdict(jobs)))
         if handle is None:
-            if _is_committed(spec):
+            if _is_committed(spec, key):
                 return
             job = _submit(spec, jobs, folder, key, threads)
             if jobs.executor == DEBUG:
                 job.result()
                 return
-            handle = _remembered(folder, job, key, jobs.executor)
+            handle = _remembered(folder, job, key, jobs)
         try:
-            follow(handle, folder, is_committed=lambda: _is_committed(spec), poll_seconds=jobs.poll_seconds)
+            follow(
+                handle, folder, is_committed=lambda: _is_committed(spec, key), poll_seconds=jobs.poll_seconds
+            )
         except KeyboardInterrupt:
             logger.info(
                 "job=%s goes on, the same command attaches to it, flowkit cancel stops it", handle.job_id
@@ -55,8 +65,8 @@ def train_in_job(spec: Spec, jobs: TrainingJobs, *, threads: int) -> None:
 
 def cancel(folder: JobFolder) -> str | None:
     """Cancel the job of a run and wait for its end; returns its number, None if none is under way."""
-    handle = folder.handle()
-    if handle is None or is_over(state_of(handle)):
+    handle = folder.own_handle()
+    if handle is None or is_over(_state(handle, folder)):
         return None
     _cancel(handle)
     return handle.job_id
@@ -69,7 +79,7 @@ def _comment(folder: JobFolder) -> str:
 
 def _recover_handle(folder: JobFolder) -> None:
     """Find a job whose submitter was killed before it could write the handle."""
-    known = folder.handle()
+    known = folder.own_handle()
     for job_id, key in jobs_with_comment(_comment(folder)).items():
         if known is None or int(job_id) > int(known.job_id):
             logger.info("job=%s was submitted by a process that was killed", job_id)
@@ -77,22 +87,41 @@ def _recover_handle(folder: JobFolder) -> None:
             folder.remember(known)
 
 
-def _under_way(folder: JobFolder, key: str) -> Handle | None:
-    """Return the job that works on `key`; one that works on something else is cancelled."""
-    handle = folder.handle()
+def _under_way(folder: JobFolder, key: str, settings: str) -> Handle | None:
+    """Return the job that works on `key`; one for something else, or that waits for other resources, is cancelled."""
+    handle = folder.own_handle()
     if handle is None:
         return None
-    while (state := state_of(handle)) is None:
-        logger.info("job=%s no answer from Slurm, asking again", handle.job_id)
-        time.sleep(LOCK_WAIT_SECONDS)
+    state = _state(handle, folder)
     if is_over(state):
         return None
-    if handle.key != key:
-        logger.info("job=%s trains other values or other code, cancelling it", handle.job_id)
+    has_other_settings = handle.settings not in ("", settings)
+    if handle.key != key or (has_other_settings and state.is_waiting):
+        other = "asks for other resources" if handle.key == key else "trains other values or other code"
+        logger.info("job=%s %s, cancelling it", handle.job_id, other)
         _cancel(handle)
         return None
     logger.info("job=%s attached state=%s", handle.job_id, state.name)
+    if has_other_settings:
+        logger.info(
+            "job=%s runs with the settings it was submitted with; flowkit cancel ends it", handle.job_id
+        )
     return handle
+
+
+def _state(handle: Handle, folder: JobFolder) -> JobState:
+    """Return the state of a job, GONE for one that only has the same number; waits until Slurm answers."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (state := state_of(handle)) is None:
+        if time.monotonic() > deadline:
+            raise StageError(
+                f"job {handle.job_id}: Slurm gave no answer for {ANSWER_SECONDS:.0f} s, try again later"
+            )
+        time.sleep(LOCK_WAIT_SECONDS)
+    if state.comment is not None and not state.comment.startswith(_comment(folder)):
+        logger.info("job=%s is another folder's, not of this one", handle.job_id)
+        return GONE
+    return state
 
 
 def _cancel(handle: Handle) -> None:
@@ -109,13 +138,23 @@ def _cancel(handle: Handle) -> None:
 
 
 def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads: int) -> submitit.Job[None]:
-    executor = submitit.AutoExecutor(folder.jobs, cluster=jobs.executor, slurm_max_num_timeout=jobs.requeues)
-    executor.update_parameters(**_parameters(spec, jobs, f"{_comment(folder)}{key}"))
-    task = TrainingTask(spec, max(threads, jobs.cpus_per_task))
+    task = TrainingTask(spec, max(threads, jobs.cpus_per_task), jobs.requeues)
+    # the number of requeues is limited by the task itself, which also counts preemptions and lost nodes
+    limits = {"slurm_max_num_timeout": NO_LIMIT}
     try:
+        executor = submitit.AutoExecutor(folder.jobs, cluster=jobs.executor, **limits)
+        executor.update_parameters(**_parameters(spec, jobs, folder, key))
         with clean_env():
+            os.environ.update(CLUSTER)
             job = executor.submit(task)
-    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except (
+        FailedJobError,
+        FailedSubmissionError,
+        subprocess.CalledProcessError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise StageError(
             f"the training was not accepted: {_said(error)}; correct the training settings"
         ) from error
@@ -123,14 +162,14 @@ def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads
     return job
 
 
-def _remembered(folder: JobFolder, job: submitit.Job[None], key: str, executor: str) -> Handle:
-    identity = "" if executor == SLURM else process_identity(int(job.job_id)) or ""
-    handle = Handle(job.job_id, key, executor, identity)
+def _remembered(folder: JobFolder, job: submitit.Job[None], key: str, jobs: TrainingJobs) -> Handle:
+    identity = "" if jobs.executor == SLURM else process_identity(int(job.job_id)) or ""
+    handle = Handle(job.job_id, key, jobs.executor, identity, digest_of(asdict(jobs)))
     folder.remember(handle)
     return handle
 
 
-def _parameters(spec: Spec, jobs: TrainingJobs, comment: str) -> dict[str, object]:
+def _parameters(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str) -> dict[str, object]:
     """Return what submitit is told; its own defaults stay for what is not set."""
     chosen = {
         "partition": jobs.partition,
@@ -149,8 +188,14 @@ def _parameters(spec: Spec, jobs: TrainingJobs, comment: str) -> dict[str, objec
         "slurm_signal_delay_s": jobs.warn_seconds,
         # since Slurm 22.05 a step does not inherit the processors of its job
         "slurm_srun_args": [f"--cpus-per-task={jobs.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "slurm_setup": [f"export OMP_NUM_THREADS={jobs.cpus_per_task}", *jobs.setup],
-        "slurm_comment": comment,
+        # the shell of the job outlives the signal by which a job is preempted, so that training can save
+        "slurm_setup": [
+            "trap : TERM",
+            folder.check,
+            f"export OMP_NUM_THREADS={jobs.cpus_per_task}",
+            *jobs.setup,
+        ],
+        "slurm_comment": f"{_comment(folder)}{key}",
         "slurm_additional_parameters": {"requeue": True},
         **{f"slurm_{name}": value for name, value in chosen.items() if value},
     }
@@ -162,6 +207,9 @@ def _said(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def _is_committed(spec: Spec) -> bool:
+def _is_committed(spec: Spec, key: str) -> bool:
+    """Whether the result of `key` is there; its manifest is put in place. A job at work is not disturbed."""
+    if not (spec.places.train(spec.target["run"]) / "state" / f"made-{key}.json").is_file():
+        return False
     with open_session(spec, spec.places.train(spec.target["run"]), training_inputs(spec)) as session:
         return session.is_done

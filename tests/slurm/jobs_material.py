@@ -93,7 +93,7 @@ class Follower:
     log: Path
 
     @classmethod
-    def start(cls, project: Project, command: list[str]) -> Follower:
+    def start(cls, project: Project, command: list[str], umask: int = 0o022) -> Follower:
         """Run a command in a project."""
         log = project.folder / f"follower-{time.monotonic_ns()}.log"
         with log.open("wb") as output:
@@ -104,6 +104,7 @@ class Follower:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=umask,
             )
         return cls(process, log)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -58,6 +59,22 @@ def test_a_preempted_training_is_queued_again_and_ends_with_the_same_bits(
     assert follower.end() == 0, follower.printed[-3000:]
     assert "asked to stop: step" in follower.printed
     assert restarts(cluster, slow.job) >= 1
+    assert slow.result == uninterrupted
+
+
+def test_sigterm_without_a_warning_saves_and_queues_again(
+    slow: Training, cluster: Cluster, uninterrupted: dict[str, bytes]
+) -> None:
+    """Where Slurm sends no warning, a preempted job, its shell and its steps get SIGTERM and some time."""
+    slow.project.edit("tiny.yaml", "checkpoint_every: 2", "checkpoint_every: 1000")
+    follower = slow.start()
+    slow.wait_for_step(5)
+    cluster.call("scancel", "--signal=TERM", "--full", str(slow.job))
+    assert follower.end() == 0, follower.printed[-3000:]
+    assert restarts(cluster, slow.job) == 1
+    resumed = re.search(r"training resumed step=(\d+)", follower.printed)
+    assert resumed is not None
+    assert int(resumed[1]) >= 5
     assert slow.result == uninterrupted
 
 

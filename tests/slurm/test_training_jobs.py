@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cluster import ACCOUNT, Cluster
-from jobs_material import EVENT_SECONDS, Training, errors, set_steps
+from jobs_material import EVENT_SECONDS, Training, errors, set_steps, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -153,8 +153,24 @@ def test_the_folder_of_pickles_is_the_owners_alone(training: Training) -> None:
     training.finish()
     state = training.folder / "state"
     assert (state / "jobs").stat().st_mode & 0o777 == 0o700
-    assert not (state / "job.json").stat().st_mode & 0o022
     os.chown(state / "jobs", 12345, -1)
-    (training.folder / "manifest.json").unlink()
     assert "belongs to user 12345" in training.finish(check=False)
     os.chown(state / "jobs", os.getuid(), -1)
+    (state / "jobs").chmod(0o777)
+    assert "another user could have put a job there" in training.finish(check=False)
+
+
+def test_a_job_reads_no_pickle_from_a_folder_that_another_user_came_to_write_in(
+    training: Training, cluster: Cluster
+) -> None:
+    follower = training.start(partition="held")
+    wait_until("a job", lambda: (training.folder / "state/job.json").exists())
+    jobs, job = training.folder / "state/jobs", training.job
+    os.chown(jobs / f"{job}_submitted.pkl", 12345, -1)
+    cluster.call("scontrol", "update", f"JobId={job}", "Partition=gpu_h100")
+    assert follower.end(120) == 1
+    assert "is open to other users, nothing is read from it" in follower.printed + (
+        (jobs / f"{job}_0_log.err").read_text() if (jobs / f"{job}_0_log.err").exists() else ""
+    ) + "".join(file.read_text() for file in jobs.glob("*.err"))
+    assert cluster.jobs()[job] == "FAILED"
+    assert not training.is_committed

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster
-from jobs_material import Follower, errors, wait_until
+from jobs_material import Follower, errors, restarts, wait_until
 from support import Project, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -34,7 +34,9 @@ def _profile(project: Project, name: str, **stages: dict[str, Any]) -> str:
     return f"profiles/{name}"
 
 
-def _drive(project: Project, *arguments: str, profile: str = "profiles/slurm-test") -> Follower:
+def _drive(
+    project: Project, *arguments: str, profile: str = "profiles/slurm-test", umask: int = 0o022
+) -> Follower:
     command = [
         sys.executable,
         "-m",
@@ -45,7 +47,7 @@ def _drive(project: Project, *arguments: str, profile: str = "profiles/slurm-tes
         "tiny.yaml",
         *arguments,
     ]
-    return Follower.start(project, command)
+    return Follower.start(project, command, umask=umask)
 
 
 def _manifests(folder: Path) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def through_slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
         folder, variables=cluster.environment | {"HF_TOKEN": SECRET, "HUGGING_FACE_HUB_TOKEN": SECRET}
     )
     # a --config makes Snakemake forget the profile's own, which the workflow then reads itself
-    driver = _drive(project, "--config", "set=report.gallery_images=6")
+    driver = _drive(project, "--config", "set=report.gallery_images=6", umask=0)
     assert driver.end(900) == 0, driver.printed[-6000:]
     return project
 
@@ -150,6 +152,7 @@ def test_a_stage_whose_node_goes_down_is_run_again(failing: Project, cluster: Cl
         cluster.set_down(node)
         assert driver.end(300) == 0, driver.printed[-3000:]
         cluster.resume(node)
+        assert restarts(cluster, int(job)) == 1
     finally:
         sample.write_text(kept)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 from support import ROOT
 
 from flowkit.config import load_config
-from flowkit.errors import ConfigError
-from flowkit.machine import as_environment, machine_of, split_machine_settings, with_profile
+from flowkit.errors import ConfigError, StageError
+from flowkit.machine import as_environment, machine_of, named_profile, split_machine_settings, with_profile
 from flowkit.paths import Places
 from flowkit.slurm.failures import Failures
+from flowkit.slurm.handle import Handle, JobFolder
 from flowkit.slurm.job_requests import JobRequests
 from flowkit.slurm.queue import JobState
 from flowkit.slurm.settings import StageJob, TrainingJobs
@@ -95,6 +98,11 @@ def test_wrong_stage_settings_are_named(stages: dict[str, Any], says: str) -> No
     ("training", "says"),
     [
         ({"gpus": 1}, "training.gpus: unknown setting"),
+        ({"partition": "gpu"}, "training.partition: not read while trainings run where they are asked"),
+        (
+            {"executor": "slurm", "warn_seconds": 0},
+            "training.warn_seconds=0: expected a whole number of at least 1",
+        ),
         ({"nodes": "two"}, "training.nodes='two': expected a whole number"),
         ({"setup": "module load x"}, "training.setup='module load x': expected a list of shell lines"),
         ({"runs": ["flow"]}, "training.runs=.*expected names of runs"),
@@ -120,12 +128,16 @@ def test_runs_have_settings_of_their_own_and_numbers_may_be_text() -> None:
 def test_a_profile_holds_when_config_is_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("config: {data_root: /scratch/me, training: {executor: slurm}}\n")
     arguments = ["snakemake", "--profile", str(tmp_path), "--config", "set=train.steps=3"]
-    settings = with_profile({"set": "train.steps=3", "experiment": "x"}, arguments, {})
+    assert named_profile(arguments, {}) == str(tmp_path)
+    assert named_profile([f"--profile={tmp_path}"], {}) == str(tmp_path)
+    assert named_profile(["snakemake"], {"SNAKEMAKE_PROFILE": "mine"}) == "mine"
+    file = tmp_path / "config.yaml"
+    settings = with_profile({"set": "train.steps=3", "experiment": "x"}, file)
     machine, values, overrides = split_machine_settings(settings, {})
     assert (machine.data_root, machine.training["executor"]) == (Path("/scratch/me"), "slurm")
     assert (values, overrides) == ({"experiment": "x"}, ("train.steps=3",))
-    assert with_profile({"data_root": "/mine"}, [f"--profile={tmp_path}"], {})["data_root"] == "/mine"
-    assert with_profile({}, [], {"SNAKEMAKE_PROFILE": str(tmp_path)})["data_root"] == "/scratch/me"
+    assert with_profile({"data_root": "/mine"}, file)["data_root"] == "/mine"
+    assert with_profile({"experiment": "x"}, None) == {"experiment": "x"}
     elsewhere, _, _ = split_machine_settings({}, as_environment(settings))
     assert elsewhere == machine, "a job that sees no profile has the same settings"
 
@@ -180,3 +192,41 @@ def test_settings_travel_to_the_rule_as_json() -> None:
 
     jobs = TrainingJobs.of({"executor": "slurm", "setup": ["module load x"]})
     assert TrainingJobs.of(json.loads(json.dumps(asdict(jobs)))) == jobs
+
+
+def test_a_handle_of_another_user_is_read_but_not_acted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = JobFolder(tmp_path / "state")
+    folder.open()
+    before = os.umask(0o002)
+    try:
+        folder.remember(Handle("7", "key", "slurm"))
+    finally:
+        os.umask(before)
+    assert folder.own_handle() == folder.handle() == Handle("7", "key", "slurm")
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    assert folder.handle() is not None
+    with pytest.raises(StageError, match="trains this run, not you"):
+        folder.own_handle()
+
+
+def test_a_folder_that_was_open_to_others_is_refused_unless_it_is_empty(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "state")
+    folder.jobs.mkdir(parents=True)
+    folder.jobs.chmod(0o777)
+    folder.open()
+    assert folder.jobs.stat().st_mode & 0o777 == 0o700
+    (folder.jobs / "7_submitted.pkl").touch()
+    folder.jobs.chmod(0o770)
+    with pytest.raises(StageError, match="another user could have put a job there"):
+        folder.open()
+
+
+@pytest.mark.parametrize(("mode", "code"), [(0o600, 0), (0o620, 1)])
+def test_a_job_checks_the_folder_before_it_reads_from_it(tmp_path: Path, mode: int, code: int) -> None:
+    folder = JobFolder(tmp_path / "state of 'mine'")
+    folder.open()
+    (folder.jobs / "7_submitted.pkl").touch()
+    (folder.jobs / "7_submitted.pkl").chmod(mode)
+    assert subprocess.run(["bash", "-c", folder.check], capture_output=True).returncode == code
