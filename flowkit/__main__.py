@@ -21,7 +21,7 @@ import typer
 from flowkit import driver
 from flowkit.config import load_config
 from flowkit.config_files import write_config_files
-from flowkit.errors import ConfigError, FlowkitError, ShardError
+from flowkit.errors import ConfigError, FlowkitError, ShardError, StageError
 from flowkit.machine import machine_of
 from flowkit.paths import Places
 from flowkit.progress import Progress, logger, set_up_logging
@@ -252,9 +252,13 @@ def write_files(
 
 
 @app.command()
-def results(config: ConfigOption = Path("workflow/config/demo.yaml"), results: ResultsOption = None) -> None:
+def results(
+    config: ConfigOption = Path("workflow/config/demo.yaml"),
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+) -> None:
     """Print the key figures of a finished experiment, its verdicts, and where the report is."""
-    machine = machine_of(results=results)
+    machine = machine_of(profile, results=results)
     folder = Places(load_config(config).experiment, machine.results, machine.data_root).experiment_folder
     for line in key_figures(folder):
         typer.echo(line)
@@ -311,7 +315,11 @@ def cancel(
     if run not in plan.config.runs:
         raise ConfigError(f"{run}: no such run, this experiment has {', '.join(plan.config.runs)}")
     job = cancel_training(JobFolder(plan.places.train(run) / "state"))
-    typer.echo(f"job {job} is cancelled" if job else f"{run}: no job is under way")
+    if job is None:
+        raise StageError(
+            f"{run}: experiment {plan.places.experiment} has no job under way; --config names another one"
+        )
+    typer.echo(f"job {job} is cancelled")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

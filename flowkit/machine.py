@@ -18,6 +18,7 @@ import yaml
 from flowkit.errors import ConfigError
 
 MACHINE_SETTINGS = ("results", "data_root", "shards_per_job", "account", "stages", "training")
+OVERRIDES = "set"
 SHARDS_PER_JOB = 32
 PROFILE_FILE = "config.yaml"
 SLURMS_ACCOUNT = "SBATCH_ACCOUNT"
@@ -50,7 +51,7 @@ def split_machine_settings(
     shards_per_job = _count("shards_per_job", found["shards_per_job"])
     account = str(found["account"] or environment.get(SLURMS_ACCOUNT, ""))
     training, stages = (_mapping(name, found[name]) for name in ("training", "stages"))
-    overrides = values.pop("set", ())
+    overrides = values.pop(OVERRIDES, ())
     overrides = (overrides,) if isinstance(overrides, str) else overrides
     if not isinstance(overrides, (list, tuple)) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError(f"set={overrides!r}: expected section.key=value, or a list of them")
@@ -77,7 +78,7 @@ def with_profile(settings: Mapping[str, Any], file: Path | None) -> dict[str, An
     """
     if file is None:
         return dict(settings)
-    of_profile = _mapping(f"{file}: config", _read_yaml(file).get("config"))
+    of_profile = _settings_in(file)
     return {**{name: value for name, value in of_profile.items() if name in MACHINE_SETTINGS}, **settings}
 
 
@@ -97,21 +98,30 @@ def machine_of(
 
     `profile` is the folder that Snakemake gets as `--profile`. Raises `ConfigError` if it cannot be read.
     """
-    settings: dict[str, Any] = {}
-    if profile is not None:
-        settings = _settings_of(profile)
+    settings = {} if profile is None else _settings_in(_file_of(profile))
     given = {"results": results, "data_root": data_root}
     settings |= {name: str(value) for name, value in given.items() if value is not None}
     return split_machine_settings(settings, os.environ)[0]
 
 
-def _settings_of(profile: Path) -> dict[str, Any]:
-    return _mapping(f"{profile / PROFILE_FILE}: config", read_profile(profile).get("config"))
+def _settings_in(file: Path) -> dict[str, Any]:
+    """Return what stands below `config` in a profile; raises `ConfigError` for a name that no machine setting has."""
+    found = _mapping(f"{file}: config", _read_yaml(file).get("config"))
+    for name in found:
+        if name not in (*MACHINE_SETTINGS, OVERRIDES):
+            raise ConfigError(
+                f"{file}: config.{name}: no setting of a machine, expected one of {', '.join(MACHINE_SETTINGS)}"
+            )
+    return found
+
+
+def _file_of(profile: Path) -> Path:
+    return profile if profile.is_file() else profile / PROFILE_FILE
 
 
 def read_profile(profile: Path) -> dict[str, Any]:
     """Return what a profile tells Snakemake, by the names of its options; raises `ConfigError` if it cannot be read."""
-    return _read_yaml(profile / PROFILE_FILE)
+    return _read_yaml(_file_of(profile))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

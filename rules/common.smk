@@ -21,7 +21,7 @@ from flowkit.runtime import keep_others_from_writing, prefer_this_python
 from flowkit.slurm.failures import Failures
 from flowkit.slurm.job_requests import JobRequests
 from flowkit.stages.jobs import pack_spec
-from flowkit.stages.session import hide_other_values
+from flowkit.stages.session import hide_other_values, was_lost
 from flowkit.stages.specs import Plan
 
 prefer_this_python()
@@ -67,12 +67,12 @@ def jobs_of_run(job):
 try:
     PLAN, REQUESTS = load_plan(config)
     JOBS = PLAN.jobs
-    # Snakemake makes no missing file anew that only finished rules read, so `all` asks for the hidden ones
+    # Snakemake makes no missing file anew that only finished rules read, so `all` asks for the hidden and the lost ones
     MADE_OTHERWISE = [
         manifest
         for job in JOBS.values()
         for folder, manifest in zip(job.folders, job.manifests)
-        if hide_other_values(folder, job.tracked)
+        if hide_other_values(folder, job.tracked) or was_lost(folder)
     ]
 except FlowkitError as error:
     raise WorkflowError(str(error))

@@ -2,7 +2,7 @@
 
 A result is current if its manifest is there and it was made from these values by this code. A job that is not current
 and is wanted runs, and everything that reads it runs after it. What only finished jobs read is not wanted: its files
-may be gone, as on a disk that is emptied after some days.
+may be gone, as on a disk that is emptied after some days. What a failed job left half done is wanted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flowkit.config import leaves
 from flowkit.paths import MANIFEST, RUN_RECORD
 from flowkit.provenance import read_json
 from flowkit.stages.jobs import Job
+from flowkit.stages.session import was_lost
 
 BATCHED = ("fetch", "extract", "convert")
 """Stages that commit tar by tar, so that a job goes on with what is missing."""
@@ -39,7 +40,8 @@ def job_states(jobs: Mapping[str, Job], *, wanted: str = "report") -> dict[str, 
         for job in jobs.values()
         if job.name not in missing and not all(is_current(job, folder) for folder in job.folders)
     }
-    running = outdated | ({wanted} & missing)
+    lost = {name for name in missing if any(map(was_lost, jobs[name].folders))}
+    running = outdated | lost | ({wanted} & missing)
     while True:
         asked_for = {name for job in running for name in reads[job] & missing}
         reached = {name for name in jobs if name not in missing and reads[name] & running}

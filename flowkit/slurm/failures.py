@@ -19,6 +19,7 @@ NOT_SUBMITTED = re.compile(
     r"Job submission failed with exception: (.*?)(?:For further error details|$)", re.DOTALL
 )
 ENDED_AS = re.compile(r"SLURM-job '(\d+)'.*?SLURM status is: *'(\w+)", re.DOTALL)
+WORKFLOW_ERROR = "WorkflowError:"
 TAIL_BYTES = 65_536
 
 
@@ -81,6 +82,8 @@ def _last_error(log: Path) -> str:
     said = [line.removeprefix(ERROR_LINE) for line in lines if line.startswith(ERROR_LINE)]
     if said:
         return said[-1]
+    if WORKFLOW_ERROR in lines:  # Snakemake's own, in the log of a job
+        return " ".join(line.strip() for line in lines[lines.index(WORKFLOW_ERROR) + 1 :][:2])
     return lines[-1] if any(line.startswith("Traceback") for line in lines) else ""
 
 

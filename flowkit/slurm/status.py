@@ -12,12 +12,13 @@ from flowkit.slurm.follow import is_over, state_of
 from flowkit.slurm.handle import Handle, JobFolder
 
 COLUMNS = ("run", "job", "state", "step", "steps/s", "remaining", "loss", "validation R2")
-TAIL_BYTES = 65_536
+TAIL_BYTES = 2**20
 """Enough for the last lines of a metrics file, whose length grows with the training."""
 
 
 def status_lines(places: Places, steps: Mapping[str, int | None]) -> Iterator[str]:
     """Yield a table with one line per run; `steps` are how many each one trains for, None where nobody knows yet."""
+    yield f"experiment {places.experiment} in {places.experiment_folder}"
     rows = [COLUMNS, *(_row(places, run, total) for run, total in steps.items())]
     widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(COLUMNS))]
     for row in rows:

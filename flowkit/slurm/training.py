@@ -156,7 +156,7 @@ def _submit(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str, threads
         ValueError,
     ) as error:
         raise StageError(
-            f"the training was not accepted: {_said(error)}; correct the training settings"
+            f"the training was not accepted: {_said(error)}; correct account or training in the profile"
         ) from error
     logger.info("job=%s submitted run=%s executor=%s", job.job_id, spec.target["run"], jobs.executor)
     return job

@@ -199,6 +199,15 @@ def hide_other_values(folder: Path, tracked: Sequence[str]) -> bool:
     return hidden.is_file() and not shown.exists()
 
 
+def was_lost(folder: Path) -> bool:
+    """Whether a result was begun here and has no manifest: its job failed, or was stopped, in this or an earlier call.
+
+    Snakemake makes no missing file anew that only finished rules read, so without being asked for, the results after a
+    failed job would stay those of earlier values. What was removed as a whole is not missed.
+    """
+    return not (folder / MANIFEST).is_file() and (folder / "state").is_dir()
+
+
 def reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:
     """Link a file that another generation of a result holds, so that a change of code fetches nothing again."""
     for found in folder.glob(f"*/{name}"):

@@ -146,7 +146,9 @@ class Cluster:
 
     def _start_database(self) -> None:
         data, run, log = self.base / "database", self.base / "run", self.base / "log"
-        who = ("--no-defaults", f"--user={self._user}", f"--datadir={data}", "--skip-name-resolve")
+        (self.base / "temporary").mkdir()
+        own = (f"--datadir={data}", f"--tmpdir={self.base / 'temporary'}")
+        who = ("--no-defaults", f"--user={self._user}", *own, "--skip-name-resolve")
         self._launch("mariadb-install-db", *who, "--auth-root-authentication-method=normal", "--skip-test-db")
         server = subprocess.Popen(
             [

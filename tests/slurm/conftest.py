@@ -12,6 +12,8 @@ from cluster import Cluster, missing_programs
 from jobs_material import Training
 from support import Project, copy_project
 
+from flowkit.runtime import exclusive
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -22,7 +24,8 @@ def cluster() -> Iterator[Cluster]:
     folder.chmod(0o755)
     made = Cluster(folder / "cluster")
     try:
-        made.start()
+        with exclusive(Path(tempfile.gettempdir()) / "flowkit-slurm.lock", wait_seconds=120):
+            made.start()  # two databases that are made at the same moment disturb each other
         yield made
     finally:
         made.stop()

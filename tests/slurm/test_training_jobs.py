@@ -137,7 +137,8 @@ def test_flowkit_status_and_cancel(training: Training, cluster: Cluster) -> None
     training.wait_for_step(6)
     job = training.job
     shown = training.project.flowkit("status", "--config", "tiny.yaml").splitlines()
-    header, flow, regression = shown
+    title, header, flow, regression = shown
+    assert title == "experiment tiny in results/tiny"
     assert header.split()[:4] == ["run", "job", "state", "step"]
     assert flow.split()[:3] == ["flow", str(job), "running"]
     assert " of 300" in flow
@@ -145,7 +146,8 @@ def test_flowkit_status_and_cancel(training: Training, cluster: Cluster) -> None
     assert f"job {job} is cancelled" in training.project.flowkit("cancel", "flow", "--config", "tiny.yaml")
     assert follower.end(EVENT_SECONDS) == 1
     assert cluster.jobs()[job] == "CANCELLED"
-    assert "no job is under way" in training.project.flowkit("cancel", "flow", "--config", "tiny.yaml")
+    said = training.project.flowkit("cancel", "flow", "--config", "tiny.yaml", check=False)
+    assert "flow: experiment tiny has no job under way" in said
     assert "no such run" in training.project.flowkit("cancel", "other", "--config", "tiny.yaml", check=False)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import ROOT
+from support import ROOT, Project
 
 import flowkit
+from flowkit.runtime import exclusive
 
 EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_baselines"}
 END = {"summary", "report"}
@@ -137,6 +138,21 @@ def test_training_scales_channels_by_the_norm_of_the_target_tower(finished) -> N
     counted_C = scale.spread_C * weight_C.abs()
     assert torch.allclose(counted_C, counted_C[:1].expand_as(counted_C), rtol=1e-5)
     assert not scale.shift_C.any()
+
+
+def test_a_changed_value_is_not_forgotten_when_its_job_fails(finished, tmp_path) -> None:
+    project = Project(tmp_path / "project")
+    shutil.copytree(finished.folder, project.folder, symlinks=True)
+    project.edit("tiny.yaml", "bootstrap_draws: 100", "bootstrap_draws: 120")
+    manifest = project.folder / "results/tiny/runs/flow/evaluation/manifest.json"
+    with exclusive(manifest.parent / "state/lock"):
+        said = project.snakemake("--", "results/tiny/runs/flow/evaluation/manifest.json", check=False)
+    assert "flowkit: error: evaluate_flow: failed: " in said
+    assert "held by process" in said
+    assert not manifest.exists()
+    assert set(project.planned()) == EVALUATED | END
+    project.snakemake("--", str(manifest.relative_to(project.folder)))
+    assert "evaluate_flow" not in project.planned()
 
 
 def test_touch_accepts_a_harmless_edit(finished) -> None:
