@@ -68,11 +68,10 @@ class JobFolder:
     def check(self) -> str:
         """A line of shell with which a job ends if another user can write in submitit's folder, or has."""
         folder = shlex.quote(str(self.jobs.resolve()))
-        others = (
-            f'$(find {folder} -maxdepth 1 \\( ! -user "$(id -u)" -o -perm /022 ! -type l \\) -print -quit)'
-        )
+        theirs = f'find {folder} -maxdepth 1 ! -user "$(id -u)" -print -quit'
+        is_open = f"find {folder} -maxdepth 0 -perm /022"
         return (
-            f'[ -z "{others}" ] || {{ echo "flowkit: {self.jobs} is open to other users, nothing is read from it" >&2; '
+            f'[ -z "$({theirs}; {is_open})" ] || {{ echo "flowkit: {self.jobs} is open to other users, nothing is read from it" >&2; '
             "exit 1; }"
         )
 

@@ -223,10 +223,10 @@ def test_a_folder_that_was_open_to_others_is_refused_unless_it_is_empty(tmp_path
         folder.open()
 
 
-@pytest.mark.parametrize(("mode", "code"), [(0o600, 0), (0o620, 1)])
+@pytest.mark.parametrize(("mode", "code"), [(0o700, 0), (0o720, 1), (0o702, 1)])
 def test_a_job_checks_the_folder_before_it_reads_from_it(tmp_path: Path, mode: int, code: int) -> None:
     folder = JobFolder(tmp_path / "state of 'mine'")
     folder.open()
     (folder.jobs / "7_submitted.pkl").touch()
-    (folder.jobs / "7_submitted.pkl").chmod(mode)
+    folder.jobs.chmod(mode)
     assert subprocess.run(["bash", "-c", folder.check], capture_output=True).returncode == code
