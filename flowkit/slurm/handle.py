@@ -70,10 +70,8 @@ class JobFolder:
         folder = shlex.quote(str(self.jobs.resolve()))
         theirs = f'find {folder} -maxdepth 1 ! -user "$(id -u)" -print -quit'
         is_open = f"find {folder} -maxdepth 0 -perm /022"
-        return (
-            f'[ -z "$({theirs}; {is_open})" ] || {{ echo "flowkit: {self.jobs} is open to other users, nothing is read from it" >&2; '
-            "exit 1; }"
-        )
+        said = f"flowkit: {self.jobs} is open to other users, nothing is read from it"
+        return f'[ -z "$({theirs}; {is_open})" ] || {{ echo {shlex.quote(said)} >&2; exit 1; }}'
 
     def handle(self) -> Handle | None:
         """Return what was submitted last, None if nothing was."""
