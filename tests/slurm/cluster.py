@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ACCOUNT = "flowkit"
+WARN_PREEMPTED = "SlurmctldParameters=preempt_send_user_signal"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 CLIENTS = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr", "sstat")
 PARTITIONS = """\
@@ -119,6 +120,13 @@ class Cluster:
         """Return the state of every job that the controller remembers, by number."""
         lines = self.ask("squeue", "-h", "-tall", "-o%A %T").splitlines()
         return {int(number): state for number, state in (line.split() for line in lines)}
+
+    def warn_preempted(self, is_warned: bool) -> None:
+        """Whether a preempted job gets the signal that it asked for with `--signal`; if not, SIGTERM."""
+        config = self.base / "etc/slurm.conf"
+        silent = config.read_text().replace(f"{WARN_PREEMPTED}\n", "")
+        config.write_text(f"{WARN_PREEMPTED}\n{silent}" if is_warned else silent)
+        self.call("scontrol", "reconfigure")
 
     def set_down(self, node: str) -> None:
         """Take a node from its jobs, as when it fails; its daemon brings it back, or `resume`."""
@@ -257,7 +265,7 @@ MpiDefault=none
 SwitchType=switch/none
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
-SlurmctldParameters=preempt_send_user_signal
+{WARN_PREEMPTED}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
