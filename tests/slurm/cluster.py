@@ -13,6 +13,7 @@ names of the nodes in /etc/hosts. Everything else lies in one folder. What has t
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import os
 import secrets
@@ -21,6 +22,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +61,7 @@ class Cluster:
         ports = _free_ports(4 + len(self.nodes))
         self._controller, self._database, self._store, self._spare, *self._node_ports = ports
         self._children: list[subprocess.Popen[bytes]] = []
+        self._watch: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,6 +76,7 @@ class Cluster:
         """Bring everything up; raises `TimeoutError` naming what did not come."""
         for name in ("etc", "log", "run", "state", "spool", "database", "dev", "bin"):
             (self.base / name).mkdir(parents=True)
+        self._watch = subprocess.Popen([sys.executable, __file__, str(os.getpid()), str(self.base)])
         for folder in (self.base, self.base / "run"):
             folder.chmod(0o755)
         self._start_munge()
@@ -90,15 +94,21 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel all jobs, end every daemon by its process number, and remove the names of the nodes."""
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
         jobs = self.call("squeue", "-h", "-o%A", check=False).stdout.split()
         if jobs:
             self.call("scancel", "--signal=KILL", "--full", *jobs, check=False)
             self.call("scancel", *jobs, check=False)
         for pattern in ("slurmd.*.pid", "slurmctld.pid", "slurmdbd.pid", "mariadbd.pid", "munged.pid"):
             self._end([int(file.read_text()) for file in (self.base / "run").glob(pattern)])
-        hosts = Path("/etc/hosts")
-        kept = [line for line in hosts.read_text().splitlines(keepends=True) if str(self.base) not in line]
-        hosts.write_text("".join(kept))  # in place: it may be a mount
+        with Path("/etc/hosts").open("r+") as hosts:  # in place: it may be a mount
+            fcntl.flock(hosts, fcntl.LOCK_EX)
+            kept = [line for line in hosts if str(self.base) not in line]
+            hosts.seek(0)
+            hosts.truncate()
+            hosts.writelines(kept)
         shutil.rmtree(self.base / "dev")
 
     def call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -300,6 +310,7 @@ GresTypes=gpu
     def _name_nodes(self) -> None:
         """torch.distributed and submitit connect to the first node by its name."""
         with Path("/etc/hosts").open("a") as hosts:
+            fcntl.flock(hosts, fcntl.LOCK_EX)
             hosts.writelines(f"127.0.0.1 {node} # {self.base}\n" for node in self.nodes)
 
     def _end(self, processes: list[int], seconds: float = 5.0) -> None:
@@ -361,3 +372,15 @@ def _send(process: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _stop_after(process: int, base: Path) -> None:
+    """Stop a cluster when the process that started it was killed before it could."""
+    while _send(process, 0):
+        time.sleep(1)
+    Cluster(base).stop()
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    _stop_after(int(sys.argv[1]), Path(sys.argv[2]))
