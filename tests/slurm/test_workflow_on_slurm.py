@@ -34,20 +34,12 @@ def _profile(project: Project, name: str, **stages: dict[str, Any]) -> str:
     return f"profiles/{name}"
 
 
-def _drive(
-    project: Project, *arguments: str, profile: str = "profiles/slurm-test", umask: int = 0o022
-) -> Follower:
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--profile",
-        profile,
-        "--configfile",
-        "tiny.yaml",
-        *arguments,
-    ]
-    return Follower.start(project, command, umask=umask)
+def _drive(project: Project, *arguments: str, profile: str = "profiles/slurm-test") -> Follower:
+    return Follower.start(project, [sys.executable, "-m", "snakemake", *_options(profile), *arguments])
+
+
+def _options(profile: str) -> tuple[str, ...]:
+    return "--profile", profile, "--configfile", "tiny.yaml"
 
 
 def _manifests(folder: Path) -> dict[str, Any]:
@@ -66,7 +58,9 @@ def through_slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
         folder, variables=cluster.environment | {"HF_TOKEN": SECRET, "HUGGING_FACE_HUB_TOKEN": SECRET}
     )
     # a --config makes Snakemake forget the profile's own, which the workflow then reads itself
-    driver = _drive(project, "--config", "set=report.gallery_images=6", umask=0)
+    overrides = ("--config", "set=report.gallery_images=6")
+    command = [sys.executable, "-m", "flowkit", "run", "--", *_options("profiles/slurm-test"), *overrides]
+    driver = Follower.start(project, command, umask=0)
     assert driver.end(900) == 0, driver.printed[-6000:]
     return project
 
