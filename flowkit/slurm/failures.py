@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowkit.errors import FlowkitError
 from flowkit.slurm.queue import ENDED, memory_exceeded
 
 FAILED, FINISHED = "job_error", "job_finished"
@@ -40,6 +41,12 @@ class Failures(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of a failed job, or that it succeeded in a later attempt."""
+        try:
+            self._note(record)
+        except (OSError, KeyError, FlowkitError):  # who only listens must not end the workflow
+            self.handleError(record)
+
+    def _note(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
         if event == FAILED:
             said = vars(record)

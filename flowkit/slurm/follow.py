@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -88,10 +87,9 @@ def follow(
             if failure := _failure(handle, folder):
                 raise StageError(f"job {handle.job_id}: {failure}; log {copies[1].file}")
             # another machine's files may be seen late
-            if (
-                state is not None and state.name != "COMPLETED"
-            ) or time.monotonic() - ended_at > VISIBLE_SECONDS:
-                raise StageError(_why_ended(handle, state or GONE, copies[1].file))
+            how = state or GONE
+            if how.name != "COMPLETED" or time.monotonic() - ended_at > VISIBLE_SECONDS:
+                raise StageError(_why_ended(handle, how, [copy.file for copy in reversed(copies)]))
         time.sleep(min(poll_seconds, 5) if ends else poll_seconds)
 
 
@@ -114,21 +112,15 @@ def _failure(handle: Handle, folder: JobFolder) -> str:
     return str(read_json(note)["error"]) if note.exists() else ""
 
 
-def _why_ended(handle: Handle, state: JobState, log: Path) -> str:
+def _why_ended(handle: Handle, state: JobState, logs: list[Path]) -> str:
     how = ENDED.get(state.name, "is gone")
     if state.name == "COMPLETED":
         how = "ended without a result"
     if handle.executor == SLURM and (exceeded := memory_exceeded(handle.job_id)):
         how = f"ran out of memory ({exceeded}), ask for more with training.memory_gb in the profile"
-    printed = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    last = (
-        f"; it last said: {' / '.join(printed[-LAST_LINES:])}"
-        if printed and state.name != "CANCELLED"
-        else ""
-    )
-    where = (
-        f"log {log}"
-        if log.exists() and os.path.getsize(log)
-        else "it left no log, so it died before Python began"
-    )
-    return f"job {handle.job_id} {how}{last}; {where}"
+    written = [log for log in logs if log.exists() and log.stat().st_size]
+    if not written:
+        return f"job {handle.job_id} {how}; it left no log, so it died before Python began"
+    printed = written[0].read_text(errors="replace").strip().splitlines()
+    last = "" if state.name == "CANCELLED" else f"; it last said: {' / '.join(printed[-LAST_LINES:])}"
+    return f"job {handle.job_id} {how}{last}; log {written[0]}"

@@ -11,6 +11,7 @@ from flowkit.slurm.settings import DEFAULT_STAGE, HERE, StageJob, TrainingJobs
 from flowkit.stages.jobs import Job
 
 MB_PER_GB = 1024
+SNAKEMAKES_NAMES = {"partition": "slurm_partition", "account": "slurm_account"}
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,8 @@ class JobRequests:
         }
         if self.runs_here(job):
             return found
-        named = {
-            "slurm_partition": settings.partition,
-            "slurm_account": settings.account,
-            "qos": settings.qos,
-            "constraint": settings.constraint,
-            "gpu": settings.gpus,
-        }
-        return found | {name: value for name, value in named.items() if value}
+        place = {SNAKEMAKES_NAMES.get(name, name): value for name, value in settings.place.items()}
+        return found | place | ({"gpu": settings.gpus} if settings.gpus else {})
 
 
 def _more_each_time(amount: int) -> Callable[..., int]:

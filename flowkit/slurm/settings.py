@@ -24,7 +24,23 @@ DEFAULT_STAGE, RUNS = "default", "runs"
 
 
 @dataclass(frozen=True)
-class TrainingJobs:
+class Place:
+    """Where a job runs and who pays, as Slurm calls it; "" is Slurm's default."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What is set of it, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(Place)}
+        return {name: value for name, value in named.items() if value}
+
+
+@dataclass(frozen=True)
+class TrainingJobs(Place):
     """What one training asks for.
 
     `executor`: "here" trains in this process; "slurm" submits; "local" (a process of its own) and "debug" (this
@@ -34,10 +50,6 @@ class TrainingJobs:
     """
 
     executor: str = HERE
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
     nodes: int = 1
     tasks_per_node: int = 1
     gpus_per_node: int = 0
@@ -84,16 +96,12 @@ class TrainingJobs:
 
 
 @dataclass(frozen=True)
-class StageJob:
+class StageJob(Place):
     """What one job of a stage asks for; what is not set is the stage's own estimate or the cluster's default.
 
     A second attempt gets twice the memory and time, a third one three times.
     """
 
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
     gpus: int = 0
     cpus: int = 0
     memory_gb: int = 0

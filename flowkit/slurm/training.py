@@ -171,12 +171,6 @@ def _remembered(folder: JobFolder, job: submitit.Job[None], key: str, jobs: Trai
 
 def _parameters(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str) -> dict[str, object]:
     """Return what submitit is told; its own defaults stay for what is not set."""
-    chosen = {
-        "partition": jobs.partition,
-        "account": jobs.account,
-        "qos": jobs.qos,
-        "constraint": jobs.constraint,
-    }
     return {
         "name": f"flowkit-{spec.places.experiment}-{spec.target['run']}",
         "timeout_min": jobs.minutes,
@@ -197,7 +191,7 @@ def _parameters(spec: Spec, jobs: TrainingJobs, folder: JobFolder, key: str) -> 
         ],
         "slurm_comment": f"{_comment(folder)}{key}",
         "slurm_additional_parameters": {"requeue": True},
-        **{f"slurm_{name}": value for name, value in chosen.items() if value},
+        **{f"slurm_{name}": value for name, value in jobs.place.items()},
     }
 
 

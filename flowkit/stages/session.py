@@ -203,9 +203,13 @@ def was_lost(folder: Path) -> bool:
     """Whether a result was begun here and has no manifest: its job failed, or was stopped, in this or an earlier call.
 
     Snakemake makes no missing file anew that only finished rules read, so without being asked for, the results after a
-    failed job would stay those of earlier values. What was removed as a whole is not missed.
+    failed job would stay those of earlier values. What was removed as a whole is not missed, also where a file system
+    that is emptied after some days leaves the folders.
     """
-    return not (folder / MANIFEST).is_file() and (folder / "state").is_dir()
+    if (folder / MANIFEST).is_file():
+        return False
+    state = folder / "state"
+    return any(state.glob("made-*.json")) or any(state.glob("work-*/*"))
 
 
 def reuse(folder: Path, name: str, sha256: str, to: Path) -> bool:

@@ -24,7 +24,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ACCOUNT = "flowkit"
@@ -138,13 +139,15 @@ class Cluster:
         config.write_text(f"{WARN_PREEMPTED}\n{silent}" if is_warned else silent)
         self.call("scontrol", "reconfigure")
 
-    def set_down(self, node: str) -> None:
-        """Take a node from its jobs, as when it fails; its daemon brings it back, or `resume`."""
+    @contextmanager
+    def without_node_of(self, job: int) -> Iterator[None]:
+        """Take the first node of a job from it, as when it fails; it is back at the latest after the block."""
+        node = self.ask("squeue", "-h", f"-j{job}", "-o%B")
         self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-
-    def resume(self, node: str) -> None:
-        """Let a node take jobs again, if it does not yet."""
-        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+        try:
+            yield
+        finally:  # its daemon may have brought it back
+            self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     def _start_munge(self) -> None:
         key = self.base / "etc/munge.key"

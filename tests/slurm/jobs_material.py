@@ -52,6 +52,13 @@ class Training:
         """Submit or attach in a process of its own."""
         return Follower.start(self.project, [sys.executable, "-m", "flowkit", *self.command(**jobs)])
 
+    def orphan(self) -> int:
+        """Leave a job at work whose follower was killed with -9, and return its number."""
+        follower = self.start()
+        self.wait_for_step(3)
+        follower.kill()
+        return self.job
+
     @property
     def folder(self) -> Path:
         """Result folder of the training."""

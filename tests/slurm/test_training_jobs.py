@@ -58,7 +58,9 @@ def test_the_stand_ins_for_slurm_train_too(training: Training, executor: str) ->
 def test_settings_that_slurm_refuses_end_in_one_line(
     training: Training, jobs: dict[str, Any], says: str
 ) -> None:
+    began = time.monotonic()
     (error,) = errors(training.finish(check=False, **jobs))
+    assert time.monotonic() - began < EVENT_SECONDS
     assert says in error
     assert not training.is_committed
 
@@ -67,10 +69,7 @@ def test_a_killed_follower_leaves_the_job_and_the_next_one_attaches(
     training: Training, cluster: Cluster
 ) -> None:
     set_steps(training.project, 60, seconds_per_step=0.2)
-    first = training.start()
-    training.wait_for_step(3)
-    first.kill()
-    job = training.job
+    job = training.orphan()
     assert cluster.jobs()[job] == "RUNNING"
     said = training.finish()
     assert f"job={job} attached state=RUNNING" in said
@@ -82,10 +81,7 @@ def test_a_job_is_found_though_its_submitter_was_killed_before_it_could_note_it(
     training: Training, cluster: Cluster
 ) -> None:
     set_steps(training.project, 40, seconds_per_step=0.2)
-    first = training.start()
-    training.wait_for_step(3)
-    first.kill()
-    job = training.job
+    job = training.orphan()
     (training.folder / "state/job.json").unlink()
     said = training.finish()
     assert f"job={job} was submitted by a process that was killed" in said
@@ -99,10 +95,7 @@ def test_a_job_of_other_values_is_cancelled_before_another_is_submitted(
     training: Training, cluster: Cluster
 ) -> None:
     set_steps(training.project, 300, seconds_per_step=0.2)
-    first = training.start()
-    training.wait_for_step(3)
-    first.kill()
-    job = training.job
+    job = training.orphan()
     set_steps(training.project, 5)
     said = training.finish()
     assert f"job={job} trains other values or other code, cancelling it" in said

@@ -19,6 +19,8 @@ from support import Project, copy_project
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SECRET = "hf_never_to_be_written_down"
 STAGE = "def run(spec: Spec) -> None:\n"
+POLL_SECONDS = 180
+"""The executor plugin asks Slurm at least this often."""
 HOLDS_TIMES = "site"
 """The report's result has times in its pages."""
 
@@ -124,6 +126,8 @@ def test_every_failure_ends_in_one_line_and_the_next_call_recovers(
         second = _drive(failing, "--retries", "0")
         wait_until("an evaluation", lambda: _running(cluster, "rule_evaluate_flow"))
         cluster.call("scancel", _running(cluster, "rule_evaluate_flow"))
+        said = "flowkit: failed: evaluate_flow: job "
+        wait_until("word of it", lambda: said in second.printed, POLL_SECONDS)
         assert second.end(400) == 1
         (cancelled,) = [line for line in errors(second.printed) if "evaluate_flow" in line]
         assert "was cancelled from outside; log " in cancelled
@@ -142,10 +146,8 @@ def test_a_stage_whose_node_goes_down_is_run_again(failing: Project, cluster: Cl
         driver = _drive(failing, "--", "results/tiny/runs/flow/samples/test/manifest.json")
         wait_until("a job", lambda: _running(cluster, "rule_sample_flow"))
         job = _running(cluster, "rule_sample_flow")
-        node = cluster.ask("squeue", "-h", f"-j{job}", "-o%N")
-        cluster.set_down(node)
-        assert driver.end(300) == 0, driver.printed[-3000:]
-        cluster.resume(node)
+        with cluster.without_node_of(int(job)):
+            assert driver.end(300) == 0, driver.printed[-3000:]
         assert restarts(cluster, int(job)) == 1
     finally:
         sample.write_text(kept)

@@ -15,7 +15,7 @@ import pytest
 from flowkit.errors import StageError
 from flowkit.paths import Places
 from flowkit.runtime import exclusive, process_identity
-from flowkit.stages.session import Session, Spec, committed, open_session
+from flowkit.stages.session import Session, Spec, committed, open_session, was_lost
 
 
 def _spec(tmp_path: Path, code: str = "module@1", **values: object) -> Spec:
@@ -195,3 +195,17 @@ def test_run_record_holds_what_the_manifest_must_not(tmp_path: Path) -> None:
     assert record["seconds"] >= 0
     assert "torch" in record["versions"]
     assert not {"started", "seconds", "host", "code"} & manifest.keys()
+
+
+def test_a_result_is_lost_when_its_job_failed_and_not_when_it_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    assert not was_lost(folder), "nobody began it"
+    assert _make(_spec(tmp_path), folder)
+    assert not was_lost(folder)
+    (folder / "manifest.json").unlink()  # as Snakemake does before it runs a job again
+    assert was_lost(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.unlink()
+    assert (folder / "state").is_dir(), "a file system that removes old files leaves the folders"
+    assert not was_lost(folder)
