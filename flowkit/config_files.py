@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from flowkit.config import Config, Encoder, Encoders
+from flowkit.config import Config
 from flowkit.datasets import DATASET_KINDS, Archive
+from flowkit.sections import Encoder, Encoders
 
 # What the models leave open: the real run that a new user starts from.
 DEFAULT_EXPERIMENT: dict[str, Any] = {
@@ -52,7 +53,7 @@ def write_config_files(folder: Path) -> list[Path]:
 def _default_yaml() -> str:
     config = Config.model_validate(DEFAULT_EXPERIMENT)
     lines = [
-        "# Every setting with its default. Generated from flowkit/config.py by `python -m flowkit config-files`.",
+        "# Every setting with its default. Generated from flowkit/sections.py by `python -m flowkit config-files`.",
         "",
     ]
     for name, field in Config.model_fields.items():
@@ -77,7 +78,7 @@ def _reference() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Generated from `flowkit/config.py` by `python -m flowkit config-files`.",
+        "Generated from `flowkit/sections.py` and `flowkit/config.py` by `python -m flowkit config-files`.",
         "An unknown key is an error that names the nearest one.",
         "`demo.yaml` is the demo, `default.yaml` holds every setting, `schema.json` is for editors.",
         "`flowkit check FILE` validates a file without touching data.",

@@ -28,6 +28,7 @@ PACKAGE = "flowkit"
 # Modules that cannot change a number: their values are tracked as leaves, or they only speak, wait or name folders.
 NOT_FINGERPRINTED = {
     "flowkit.config": "declarations; the values that a stage sees are tracked one by one",
+    "flowkit.sections": "declarations, as in flowkit.config",
     "flowkit.datasets": "declarations, as in flowkit.config",
     "flowkit.validation": "how declarations are checked",
     "flowkit.machine": "where results lie and how many tars one job takes",

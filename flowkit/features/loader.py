@@ -31,6 +31,7 @@ from flowkit.features.store import TokenStore
 from flowkit.progress import logger
 
 Layout = Literal["cls_patches", "patches", "pooled"]
+SourceTokens = Literal["all", "cls"]
 Numbers = NDArray[np.integer]
 Step = tuple[int, Ids, Tensor, Tensor]
 
@@ -43,8 +44,9 @@ class PairedTokens:
     """The pairs of a data set as training data.
 
     `layout` is "cls_patches" (class token and patches), "patches" (no class token) or "pooled" (one vector,
-    T = 1). The stores are those from which `pairs` was made, in the same order. Raises `StoreError` if they
-    are not, if stores of one side come from different encoders, or if "cls_patches" is asked of stores
+    T = 1). With `source_tokens` "cls" the source's class token stands in the place of all its tokens, so nothing
+    of the patches is seen. The stores are those from which `pairs` was made, in the same order. Raises `StoreError`
+    if they are not, if stores of one side come from different encoders, or if "cls_patches" is asked of stores
     without a class token.
     """
 
@@ -55,10 +57,12 @@ class PairedTokens:
         target_stores: Sequence[Path],
         layout: Layout = "cls_patches",
         tars: slice = slice(None),
+        *,
+        source_tokens: SourceTokens = "all",
     ) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
-        self._source = _Side([TokenStore(path) for path in source_stores], layout)
+        self._source = _Side([TokenStore(path) for path in source_stores], layout, shown=source_tokens)
         self._target = _Side([TokenStore(path) for path in target_stores], layout)
         table = read_pairs(pairs, self._source.stores, self._target.stores)
         chosen = range(len(source_stores))[tars]
@@ -88,7 +92,9 @@ class PairedTokens:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches of the target."""
+        """Rows and columns of the patches of the target; (1, 1) of pooled vectors."""
+        if self._target.is_pooled:
+            return 1, 1
         rows, columns = self._target.stores[0].attributes["grid"]
         return rows, columns
 
@@ -100,6 +106,18 @@ class PairedTokens:
             self._source.view(source).to(dtype).contiguous(),
             self._target.view(target).to(dtype).contiguous(),
         )
+
+    def source(self, ids: Numbers | None = None) -> TokensOfSide:
+        """The source tokens of all pairs, or of `ids`, to be read row by row when they are asked for."""
+        return self._tokens_of(self._source, self._source_row, ids)
+
+    def target(self, ids: Numbers | None = None) -> TokensOfSide:
+        """The target tokens of all pairs, or of `ids`, to be read row by row when they are asked for."""
+        return self._tokens_of(self._target, self._target_row, ids)
+
+    def _tokens_of(self, side: _Side, rows: Numbers, ids: Numbers | None) -> TokensOfSide:
+        chosen = np.arange(len(self)) if ids is None else ids
+        return TokensOfSide(side, self._tar[chosen], rows[chosen])
 
     def batches(
         self,
@@ -191,13 +209,13 @@ class PairedTokens:
 class _Side:
     """The stores of one encoder, read in one layout."""
 
-    def __init__(self, stores: Sequence[TokenStore], layout: Layout) -> None:
+    def __init__(self, stores: Sequence[TokenStore], layout: Layout, shown: SourceTokens = "all") -> None:
         _demand_one_encoder(stores)
         first = stores[0]
-        if layout == "cls_patches" and not first.has_cls:
-            raise StoreError(
-                f"{first.path} holds no class token, but the layout is cls_patches; use the layout patches"
-            )
+        self.is_pooled, self._shows_cls_alone = layout == "pooled", shown == "cls"
+        if (layout == "cls_patches" or self._shows_cls_alone) and not first.has_cls:
+            asked = "source_tokens is cls" if self._shows_cls_alone else "the layout is cls_patches"
+            raise StoreError(f"{first.path} holds no class token, but {asked}; use the layout patches")
         self.stores = stores
         self._array = POOLED if layout == "pooled" else TOKENS
         self.record_shape = first.record_shape(self._array)
@@ -215,7 +233,35 @@ class _Side:
 
     def view(self, records: Tensor) -> Tensor:
         """The tokens [B, T, D] in records as they lie on disk."""
-        return records.view(len(records), -1, self.shape[1])[:, self._first_token :]
+        tokens = records.view(len(records), -1, self.shape[1])
+        if self._shows_cls_alone and not self.is_pooled:
+            return tokens[:, :1].expand(-1, self.shape[0], -1)
+        return tokens[:, self._first_token :]
+
+
+class TokensOfSide:
+    """Tokens [N, T, D] of one side of some pairs; rows are read when they are asked for, as float32.
+
+    Every checksum is verified. Raises `StoreError` for a damaged record.
+    """
+
+    def __init__(self, side: _Side, tars: Numbers, rows: Numbers) -> None:
+        self._side, self._tars, self._rows = side, tars, rows
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, T, D)."""
+        return (len(self._rows), *self._side.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice | Numbers) -> NDArray[np.float32]:
+        tars, wanted = self._tars[rows], self._rows[rows]
+        records = half_buffer((len(wanted), *self._side.record_shape))
+        places = np.lexsort((wanted, tars))
+        self._side.read(tars[places], wanted[places], records, places, check=True)
+        return self._side.view(records).to(torch.float32).contiguous().numpy()
 
 
 def _demand_one_encoder(stores: Sequence[TokenStore]) -> None:

@@ -16,8 +16,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.errors import StoreError
+from flowkit.features.store import TokenStore
 from flowkit.features.tables import SampleRow
 from flowkit.features.writer import Counts, TokenStoreWriter
+
+
+class SampledTokens:
+    """Tokens [N, T, D] that `write_tokens` wrote, refused samples left out; rows are read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._store = TokenStore(directory)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, T, D)."""
+        return (len(self._store), *self._store.token_shape)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
+        wanted = np.arange(len(self))[rows]
+        return self._store.read_tokens(wanted).astype(np.float32)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples, in order."""
+        return [str(key) for key in self._store.samples["key"]]
+
+    @property
+    def refused_keys(self) -> list[str]:
+        """Keys of the samples that were not finite or beyond float16."""
+        return [str(key) for key in self._store.rejects["key"]]
 
 
 def write_tokens(

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.config import Encoder
 from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset
 from flowkit.encoders.token_shapes import EncoderShape, encoder_shape
 from flowkit.features.metadata import DOCUMENT, POOLED, TOKENS
@@ -21,6 +20,7 @@ from flowkit.paths import MANIFEST
 from flowkit.planning.pending import has_manifest
 from flowkit.planning.sizes import demo_tar_bytes
 from flowkit.provenance import read_json
+from flowkit.sections import Encoder
 from flowkit.stages.datasets import folder_tars, hub_tars
 from flowkit.stages.specs import Plan
 

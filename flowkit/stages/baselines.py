@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.baselines import Baseline, fit_baselines
-from flowkit.features.loader import Layout, PairedTokens
+from flowkit.features.loader import PairedTokens
 from flowkit.features.samples import write_tokens
 from flowkit.progress import logger
-from flowkit.stages.paired import open_pairs
+from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
 SAMPLER = "closed-form"
@@ -26,7 +26,7 @@ BATCH = 512
 
 def run(spec: Spec) -> None:
     """Commit the predictions of every baseline in `target.baselines` that is not there yet."""
-    dataset, train, layout = spec.target["dataset"], spec.target["train"], spec.values["data"]["layout"]
+    dataset, train = spec.target["dataset"], spec.target["train"]
     pair_folders = [
         spec.places.pairs(name, spec.target["source"], spec.target["target"]) for name in (train, dataset)
     ]
@@ -40,8 +40,8 @@ def run(spec: Spec) -> None:
                 missing[name] = session
         if not missing:
             return
-        fitted = _fit(spec, train, layout, [name for name in missing if name != TRUE])
-        evaluation = open_pairs(spec, dataset, layout=layout)
+        fitted = _fit(spec, train, [name for name in missing if name != TRUE])
+        evaluation = open_pairs(spec, dataset)
         source, target = read_first(evaluation, spec.values["evaluation"]["images"])
         for name, session in missing.items():
             predicted = target if name == TRUE else fitted[name].predict(source)
@@ -55,10 +55,10 @@ def run(spec: Spec) -> None:
             logger.info("baseline=%s images=%d", name, len(predicted))
 
 
-def _fit(spec: Spec, train: str, layout: Layout, names: list[str]) -> dict[str, Baseline]:
+def _fit(spec: Spec, train: str, names: list[str]) -> dict[str, Baseline]:
     if not names:
         return {}
-    pairs = open_pairs(spec, train, layout=layout, tars=slice(0, -spec.values["data"]["validation_shards"]))
+    pairs = open_training_pairs(spec, train)
     source, target = read_first(pairs, len(pairs))
     return fit_baselines(source, target, names)
 

@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.config import Config, Encoder
+from flowkit.config import Config
 from flowkit.datasets import CocoDataset, FolderDataset, HubDataset
 from flowkit.encoders.weight_registry import brought_weights, encoder_family, weight_files
 from flowkit.paths import Places, converted
 from flowkit.provenance import digest_of
+from flowkit.sections import Encoder
 from flowkit.stages.datasets import hub_tars, tar_names
 from flowkit.stages.fingerprint import code_of
 from flowkit.stages.jobs import Job, rule_word

@@ -29,7 +29,7 @@ from flowkit.features.store import TokenStore
 from flowkit.paths import HEAD, SCORES, TEXT_EMBEDDINGS, TEXTS
 from flowkit.progress import Progress
 from flowkit.provenance import read_json, write_json
-from flowkit.stages.paired import open_pairs
+from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
 Floats = NDArray[np.float32]
@@ -79,7 +79,7 @@ class Truth:
     def __init__(self, spec: Spec) -> None:
         self.settings, data = spec.values["evaluation"], spec.values["data"]
         dataset, train, target_id = spec.target["dataset"], spec.target["train"], spec.target["target"]
-        pairs = open_pairs(spec, dataset, layout=data["layout"])
+        pairs = open_pairs(spec, dataset)
         count = self.settings["images"]
         if len(pairs) < count:
             raise ConfigError(
@@ -88,7 +88,7 @@ class Truth:
         _, target = pairs.batch(np.arange(len(pairs)))
         self.target_NTD: Floats = target[:count].numpy()
         self.disjoint_NTD: Floats | None = target[count:].numpy() if len(pairs) >= 2 * count else None
-        training = open_pairs(spec, train, layout=data["layout"], tars=slice(0, -data["validation_shards"]))
+        training = open_training_pairs(spec, train)
         self.mean_TD = mean_over_images(training.batch(np.arange(len(training)))[1].numpy())
         self.has_cls = data["layout"] == "cls_patches"
         self.head = load_file(committed(spec.places.head(target_id))[0] / HEAD)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from flowkit.features.loader import Layout, PairedTokens
+from flowkit.features.loader import PairedTokens
 from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
 
@@ -15,9 +17,27 @@ def stores_of(spec: Spec, dataset: str, encoder_id: str) -> list[Path]:
     return [committed(spec.places.store(dataset, encoder_id, tar))[0] for tar in manifest["counts"]["tars"]]
 
 
-def open_pairs(spec: Spec, dataset: str, *, layout: Layout, tars: slice = slice(None)) -> PairedTokens:
-    """Return the paired tokens of the tars in `tars`, in tar order."""
+def open_pairs(
+    spec: Spec, dataset: str, *, tars: slice = slice(None), data: Mapping[str, Any] | None = None
+) -> PairedTokens:
+    """Return the paired tokens of the tars in `tars`, in tar order.
+
+    Layout and source tokens are those of the configuration, or of `data` for a stage that does not see them.
+    """
     source, target = spec.target["source"], spec.target["target"]
     content, _ = committed(spec.places.pairs(dataset, source, target))
     sources, targets = stores_of(spec, dataset, source), stores_of(spec, dataset, target)
-    return PairedTokens(content / PAIRS, sources, targets, layout=layout, tars=tars)
+    data = spec.values["data"] if data is None else data
+    return PairedTokens(
+        content / PAIRS,
+        sources,
+        targets,
+        layout=data["layout"],
+        source_tokens=data["source_tokens"],
+        tars=tars,
+    )
+
+
+def open_training_pairs(spec: Spec, dataset: str) -> PairedTokens:
+    """Return the pairs of the tars that training reads: all but those held out."""
+    return open_pairs(spec, dataset, tars=slice(0, -spec.values["data"]["validation_shards"]))

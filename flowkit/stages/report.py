@@ -64,7 +64,7 @@ class Pictures:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        pairs = open_pairs(spec, spec.target["dataset"], layout="patches")
+        pairs = open_pairs(spec, spec.target["dataset"], data={"layout": "patches", "source_tokens": "all"})
         _, manifest = committed(
             spec.places.pairs(spec.target["dataset"], spec.target["source"], spec.target["target"])
         )

@@ -35,7 +35,7 @@ def run(spec: Spec) -> None:
         trained = committed(spec.places.train(name))[0]
         chosen = trained / "best" if settings["weights"] == "best" else trained
         translator = Translator.load(chosen).to(best_device())
-        pairs = open_pairs(spec, dataset, layout=spec.values["data"]["layout"])
+        pairs = open_pairs(spec, dataset)
         images = min(spec.values["evaluation"]["images"], len(pairs))
         samplers = {resolve(parse_sampler(wanted), translator): None for wanted in settings["samplers"]}
         for sampler in samplers:

@@ -100,7 +100,9 @@ class Plan(DataPlan):
             "model": sections.model.model_dump(),
             "objective": sections.objective.model_dump(),
             "train": sections.train.model_dump(),
-            "data": self.config.data.model_dump(include={"layout", "validation_shards", "shuffle"}),
+            "data": self.config.data.model_dump(
+                include={"layout", "source_tokens", "validation_shards", "shuffle"}
+            ),
             "encoders": self.config.encoders.model_dump(include={"source", "target"}),
         }
         spec = self._spec("train", {"run": run, **self._pair_target(self.config.data.train)}, values)
@@ -121,7 +123,7 @@ class Plan(DataPlan):
         values = {
             "sampling": sections.sampling.model_dump(mode="json"),
             "evaluation": {"images": self.config.evaluation.images},
-            "data": {"layout": self.config.data.layout},
+            "data": self.config.data.model_dump(include={"layout", "source_tokens"}),
             "objective": sections.objective.model_dump(include={"kind", "clock"}),
             "model": sections.model.model_dump(include={"architecture", "head"}),
         }
@@ -135,7 +137,8 @@ class Plan(DataPlan):
     def _baselines(self) -> Job:
         values = {
             "evaluation": {"images": self.config.evaluation.images},
-            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+            "closed_forms": self.config.closed_forms.model_dump(),
+            "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         train, dataset = self.config.data.train, self.config.data.evaluation
         target = {"baselines": ",".join(self.config.baselines), "train": train, **self._pair_target(dataset)}
@@ -147,7 +150,7 @@ class Plan(DataPlan):
         train, dataset = self.config.data.train, self.config.data.evaluation
         values = {
             "evaluation": self.config.evaluation.model_dump(),
-            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+            "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         target = {"runs": ",".join(runs), "train": train, **self._pair_target(dataset)}
         inputs = (

@@ -21,7 +21,7 @@ from flowkit.paths import HEAD
 from flowkit.progress import Progress, logger
 from flowkit.runtime import stop_requested
 from flowkit.stages.device import best_device
-from flowkit.stages.paired import open_pairs
+from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Spec, committed, open_session
 from flowkit.stages.training_inputs import needs_head, training_inputs
 from flowkit.training.loop import TrainingResult, train
@@ -72,8 +72,8 @@ def _train(
 ) -> TrainingResult:
     dataset, data = spec.target["dataset"], spec.values["data"]
     held_out = data["validation_shards"]
-    training = open_pairs(spec, dataset, layout=data["layout"], tars=slice(0, -held_out))
-    validation = open_pairs(spec, dataset, layout=data["layout"], tars=slice(-held_out, None))
+    training = open_training_pairs(spec, dataset)
+    validation = open_pairs(spec, dataset, tars=slice(-held_out, None))
     objective, settings = dict(spec.values["objective"]), dict(spec.values["train"])
     feature_scale = objective.pop("feature_scale")
     objective["time_beta"] = tuple(objective["time_beta"])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.config import Encoder
 from flowkit.encoders.names import FAMILIES, form_with_file
 from flowkit.encoders.registry import FAMILY_MODULES
 from flowkit.encoders.weight_registry import NAME_MODULES, brought_weights, encoder_family
 from flowkit.errors import EncoderError
 from flowkit.provenance import code_fingerprint
+from flowkit.sections import Encoder
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flowkit.config import Goals
 from flowkit.evaluation.goals import experiment_goals
 from flowkit.evaluation.summary import RunScore, summary_rows
 from flowkit.evaluation.verdicts import Condition, Figure, Goal, flow_goals, verdicts
+from flowkit.sections import Goals
 
 
 def run(name, sampler="-", data="shapes", **figures):
