@@ -37,6 +37,8 @@ Baseline = Literal[
 CEILINGS: tuple[Baseline, ...] = ("true_fp16", "true_jpeg75", "true_crop")
 """The target encoder's own tokens, made anew in another way: what no translation needs to be better than."""
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+USUAL_BASELINES: tuple[Baseline, ...] = tuple(name for name in BASELINES if name != "ridge_ot_flat")
+"""Those that hold at any size: the transport of flattened tokens needs their covariance."""
 
 
 class Data(Section):

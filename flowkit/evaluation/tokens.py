@@ -42,3 +42,11 @@ def token_chunks(tokens: Tokens) -> Iterator[slice]:
     """Yield row ranges of `tokens` that fit into a chunk."""
     images, *values = tokens.shape
     yield from chunks(images, int(np.prod(values)))
+
+
+def mean_over_images(tokens: Tokens) -> NDArray[np.float64]:
+    """Mean of each position over images [T, D], in float64."""
+    total = np.zeros(tokens.shape[1:])
+    for rows in token_chunks(tokens):
+        total += np.asarray(tokens[rows], np.float64).sum(axis=0)
+    return total / len(tokens)

@@ -111,11 +111,11 @@ def demo_tar_bytes(images: int) -> int:
 
 @cache
 def network_size(
-    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape, tokens: int
+    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape
 ) -> NetworkSize:
     """Return the size of the network of a configuration (its items); builds it without memory, which loads torch.
 
-    `tokens` is how many of the target's are translated. Raises `ConfigError` for shapes that do not fit together.
+    The shapes are those of the layout that is translated. Raises `ConfigError` for shapes that do not fit together.
     """
     import torch
 
@@ -125,8 +125,8 @@ def network_size(
     try:
         config = model_config(
             dict(model),
-            source_shape=(tokens - target.tokens + source.tokens, source.width),
-            target_shape=(tokens, target.width),
+            source_shape=(source.tokens, source.width),
+            target_shape=(target.tokens, target.width),
             grid=target.grid,
         )
     except ValueError as error:
@@ -142,8 +142,9 @@ def network_size(
     )
 
 
-def weights_size(network: NetworkSize, source: EncoderShape, target: EncoderShape, tokens: int) -> Amount:
+def weights_size(network: NetworkSize, source: EncoderShape, target: EncoderShape) -> Amount:
     """Return the size of a translator's folder: weights, statistics, config."""
+    tokens = target.tokens
     statistics = 2 * source.width + 2 * target.width + tokens**2 + target.width**2 + tokens * target.width
     described = (network.tensors + 7) * TENSOR_BYTES + DOCUMENT_BYTES
     return Amount(FLOAT32_BYTES * (network.parameters + statistics) + described, 3)

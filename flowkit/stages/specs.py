@@ -150,6 +150,8 @@ class Plan(DataPlan):
         train, dataset = self.config.data.train, self.config.data.evaluation
         values = {
             "evaluation": self.config.evaluation.model_dump(),
+            "closed_forms": self.config.closed_forms.model_dump(include={"images"}),
+            "datasets": {dataset: self.config.datasets[dataset].model_dump(include={"kind"})},
             "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         target = {"runs": ",".join(runs), "train": train, **self._pair_target(dataset)}
