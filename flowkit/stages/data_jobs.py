@@ -146,7 +146,7 @@ class DataPlan:
                     is_local=True,
                 )
         elif isinstance(described, CocoDataset):
-            leave_out = {"images", "images_per_shard", "captions"}
+            leave_out = {"images", "images_per_shard", "captions", "instances"}
             values = {"datasets": {dataset: described.model_dump(exclude=leave_out)}}
             spec = self._spec("fetch", {"dataset": dataset}, values)
             yield Job(
@@ -243,11 +243,18 @@ class DataPlan:
         inputs = (self._weights_of(encoder),)
         return Job(f"head_{rule_word(encoder.name)}", spec, inputs, (self.places.head(self.target_id),))
 
+    def _class_values(self, dataset: str) -> dict[str, Any]:
+        """What decides which classes a data set has; which file names them does not."""
+        described = self.config.datasets[dataset]
+        if isinstance(described, CocoDataset):
+            return {"kind": described.kind, "has_instances": described.instances is not None}
+        return {"kind": described.kind}
+
     def _texts(self) -> Job:
         dataset, encoder = self.config.data.evaluation, self.config.encoders.target
         values = {
             "encoder": encoder.model_dump(),
-            "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
+            "datasets": {dataset: self._class_values(dataset)},
         }
         target = {
             "dataset": dataset,

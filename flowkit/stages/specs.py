@@ -150,6 +150,7 @@ class Plan(DataPlan):
         train, dataset = self.config.data.train, self.config.data.evaluation
         values = {
             "evaluation": self.config.evaluation.model_dump(),
+            "datasets": {dataset: self._class_values(dataset)},
             "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         target = {"runs": ",".join(runs), "train": train, **self._pair_target(dataset)}
