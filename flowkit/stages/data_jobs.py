@@ -190,13 +190,7 @@ class DataPlan:
         return rule_word(encoder.name if is_alone else self.encoder_id(encoder))
 
     def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
-        identity, described = self.encoder_id(encoder), self.config.datasets[dataset]
-        limit = getattr(described, "samples_per_shard", None)
-        values = {
-            "encoder": encoder.model_dump(),
-            "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
-            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
-        }
+        identity, values = self.encoder_id(encoder), self._extraction_values(dataset, encoder)
         for number, batch in self._batches(dataset):
             target = {
                 "dataset": dataset,
@@ -213,6 +207,16 @@ class DataPlan:
                 memory_mb=EXTRACT_MEMORY_MB[encoder_family(encoder.name)],
                 runtime_minutes=60 + 10 * len(batch),
             )
+
+    def _extraction_values(self, dataset: str, encoder: Encoder) -> dict[str, Any]:
+        """What the tokens of a data set depend on."""
+        described = self.config.datasets[dataset]
+        limit = getattr(described, "samples_per_shard", None)
+        return {
+            "encoder": encoder.model_dump(),
+            "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
+            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
+        }
 
     def _convert(self, dataset: str) -> Iterator[Job]:
         identity = self.encoder_id(self.config.encoders.source)
