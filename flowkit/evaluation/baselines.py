@@ -20,7 +20,7 @@ from scipy import linalg
 from flowkit.errors import ConfigError
 from flowkit.evaluation.bootstrap import Array
 from flowkit.evaluation.distribution import Moments, moments, symmetric_root
-from flowkit.evaluation.metrics import Floats, chunks, mean_over_images
+from flowkit.evaluation.tokens import Floats, chunks, mean_over_images
 from flowkit.evaluation.ridge import RidgeMap, ridge_problem
 
 BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Array
 from flowkit.evaluation.distribution import Moments, TenthsOfMoments, moments_of_tenths
@@ -69,7 +70,7 @@ class Collected:
     predicted_offset: float
     """|mean over images of P - mu|^2, summed over positions."""
     target_offset: float
-    finite_N: Array
+    finite_N: NDArray[np.bool_]
     """Whether all values of an image are finite."""
 
 
@@ -113,14 +114,14 @@ class _Gathered:
         self._sum_TD = np.zeros_like(mean_TD)
         self._means: list[Array] = []
         self._embeddings: list[Floats] = []
-        self.finite: list[Array] = []
+        self.finite: list[NDArray[np.bool_]] = []
 
     def add(self, tokens_NTD: Floats, first: int) -> None:
         """Count in the tokens of the images from number `first` on."""
         self._moments.add(tokens_NTD, first)
         self._sum_TD += tokens_NTD.sum(axis=0, dtype=np.float64)
         self._means.append(tokens_NTD.mean(axis=1, dtype=np.float64))
-        self.finite.append(np.isfinite(tokens_NTD).all(axis=(1, 2)))
+        self.finite.append(np.asarray(np.isfinite(tokens_NTD).all(axis=(1, 2))))
         if self._embed is not None:
             self._embeddings.append(self._embed(tokens_NTD))
 

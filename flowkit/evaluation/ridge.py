@@ -16,7 +16,7 @@ import numpy as np
 from scipy import linalg
 
 from flowkit.evaluation.bootstrap import Array
-from flowkit.evaluation.metrics import Floats, chunks
+from flowkit.evaluation.tokens import Floats, chunks
 
 # Penalties tried, as shares of the mean eigenvalue of X'X.
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)

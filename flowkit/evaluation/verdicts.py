@@ -68,8 +68,8 @@ def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
     if not goal.conditions:
         raise ValueError(f"goal {goal.goal!r} has no condition")
     measured = [(condition, _worst(_numbers(rows, condition), condition)) for condition in goal.conditions]
-    failed = [pair for pair in measured if pair[1] is not None and not _is_met(*pair)]
-    missing = [pair for pair in measured if pair[1] is None]
+    failed = [(one, number) for one, number in measured if number is not None and not _is_met(one, number)]
+    missing = [(one, number) for one, number in measured if number is None]
     condition, value = (failed or missing or measured)[0]
     verdict: Verdict = "not shown" if failed else "not measured" if missing else "shown"
     return VerdictRow(goal=goal.goal, verdict=verdict, value=value, demand=condition.demand)

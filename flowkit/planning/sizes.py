@@ -25,6 +25,7 @@ METRICS_LINE_BYTES = 550
 TENSOR_BYTES = 120
 """How a tensor is described at the head of a safetensors file."""
 FLOAT32_BYTES = 4
+NUMPY_HEADER_BYTES = 128
 TAR_BLOCK, TAR_RECORD, DEMO_MEMBERS = 512, 10_240, 3
 """A member of a tar is a block of description and whole blocks of content; a tar is whole records."""
 
@@ -96,6 +97,12 @@ def samples_size(tokens: int, width: int, images: int, samplers: int) -> Amount:
     content = RecordLayout((tokens, width)).file_bytes(images)
     one = Amount(content + 2 * DOCUMENT_BYTES + TABLE_BYTES + images * KEY_ROW_BYTES, 7)
     return RESULT + one.times(samplers)
+
+
+def unrounded_size(tokens: int, width: int, images: int) -> Amount:
+    """Return the size of samples that were not rounded to float16: one array and its keys."""
+    content = NUMPY_HEADER_BYTES + FLOAT32_BYTES * tokens * width * images
+    return RESULT + Amount(content + images * KEY_ROW_BYTES, 3)
 
 
 def pairs_size(pairs: int) -> Amount:

@@ -26,9 +26,11 @@ from flowkit.planning.sizes import (
     samples_size,
     store_size,
     trained_size,
+    unrounded_size,
     weights_size,
 )
 from flowkit.provenance import read_json
+from flowkit.sections import UNROUNDED
 from flowkit.stages.jobs import Job
 from flowkit.stages.session import KEPT_GENERATIONS
 
@@ -121,6 +123,7 @@ class Storage:
             "train": self._trained,
             "sample": self._samples,
             "baselines": self._samples,
+            "ceilings": self._samples,
         }.get(job.spec.stage)
         if make is not None:
             yield from make(job)
@@ -197,8 +200,12 @@ class Storage:
             sections = config.run(run)
             samplers = 1 if sections.objective.kind == "regression" else len(sections.sampling.samplers)
         shape = self.data.as_read(self.data.target)
-        size = samples_size(shape.tokens, shape.width, config.evaluation.images, samplers)
+        unrounded = self.data.plan.places.samples(UNROUNDED, config.data.evaluation)
         for folder in job.folders:
+            if folder == unrounded:
+                size = unrounded_size(shape.tokens, shape.width, config.evaluation.images)
+            else:
+                size = samples_size(shape.tokens, shape.width, config.evaluation.images, samplers)
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
 
     def _checkpoints(self) -> Stored:

@@ -121,7 +121,9 @@ class Truth:
         )
         texts, _ = committed(spec.places.texts(dataset, target_id))
         kind = spec.values["datasets"][dataset]["kind"]
-        self.texts = _texts(texts, samples["captions"], image_class_names(kind, samples["attributes_json"]))
+        self.texts = _texts(
+            texts, samples["captions"].tolist(), image_class_names(kind, samples["attributes_json"])
+        )
 
     def score(self, predicted: Samples, noise: Sequence[Samples], *, is_deterministic: bool) -> Scored:
         """Return the metric rows of one sampler, with notes."""
