@@ -20,8 +20,8 @@ from scipy import linalg
 from flowkit.errors import ConfigError
 from flowkit.evaluation.bootstrap import Array
 from flowkit.evaluation.distribution import Moments, moments, symmetric_root
-from flowkit.evaluation.tokens import Floats, chunks, mean_over_images
 from flowkit.evaluation.ridge import RidgeMap, ridge_problem
+from flowkit.evaluation.tokens import Floats, chunks, mean_over_images
 
 BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
 
