@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowkit.datasets import DATASET_KINDS, Dataset, overlap
 from flowkit.errors import ConfigError
 from flowkit.sections import (
-    BASELINES,
+    USUAL_BASELINES,
     Baseline,
     ClosedForms,
     Data,
@@ -61,11 +61,18 @@ class Config(Section):
     goals: Goals = Field(default_factory=Goals, description="Demands behind the verdicts.")
     report: Report = Field(default_factory=Report, description="What the pages show.")
     baselines: tuple[Baseline, ...] = Field(
-        BASELINES, description="Closed-form runs beside the trained ones."
+        USUAL_BASELINES,
+        description="Closed-form runs beside the trained ones, and the target encoder's own tokens made anew.",
     )
     runs: dict[Name, dict[str, Any]] = Field(
         min_length=1, description="Runs by name; each overrides keys of model, objective, train and sampling."
     )
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _true_is_a_name(cls, names: Any) -> Any:
+        """YAML reads a plain `true` as a switch."""
+        return ["true" if name is True else name for name in names] if isinstance(names, list) else names
 
     @model_validator(mode="after")
     def _names_fit(self) -> Config:
@@ -100,6 +107,11 @@ class Config(Section):
                 raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
             sections[section] |= overrides
         run = validated(RunConfig, sections, kinds=DATASET_KINDS, prefix=f"runs.{name}.")
+        if run.objective.feature_scale == "target_norm" and self.data.layout == "pooled":
+            raise ConfigError(
+                f"runs.{name}: objective.feature_scale=target_norm is the norm of tokens, which data.layout=pooled has "
+                "behind it; choose factor or standardize"
+            )
         if run.objective.kind != "regression" and not run.objective.condition_dropout:
             if run.sampling.guidance_scale != 1:
                 raise _unguided(name, f"sampling.guidance_scale={run.sampling.guidance_scale}")

@@ -96,13 +96,17 @@ class CocoDataset(Section):
     captions: str = Field(
         "annotations/captions_val2017.json", description="Member of the annotations that holds the captions."
     )
+    instances: str | None = Field(
+        "annotations/instances_val2017.json",
+        description="Member that says what is in the images; null leaves zero-shot classification out.",
+    )
 
-    @field_validator("captions")
+    @field_validator("captions", "instances")
     @classmethod
-    def _is_json(cls, captions: str) -> str:
-        if not captions.endswith(".json"):
+    def _is_json(cls, member: str | None) -> str | None:
+        if member is not None and not member.endswith(".json"):
             raise ValueError("expected the name of a .json file inside the annotations archive")
-        return captions
+        return member
 
 
 Dataset = Annotated[DemoDataset | FolderDataset | HubDataset | CocoDataset, Field(discriminator="kind")]

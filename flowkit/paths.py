@@ -24,12 +24,18 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
 SCORES = "scores.json"
+NOTES = "notes.json"
 LOCATION = "location.json"
 """Names the place of files that stay where the user has them; it is of one machine, so it is untracked."""
 PAIRS = "pairs.parquet"
 HEAD = "head.safetensors"
 TEXT_EMBEDDINGS = "texts.safetensors"
 TEXTS = "texts.json"
+
+
+def noise_folder(number: int) -> str:
+    """Return where, below the samples of a run, those of a noise seed lie; the first seed's lie on top."""
+    return f"noise-{number}" if number else "."
 
 
 def converted(encoder_id: str) -> str:

@@ -18,12 +18,15 @@ def key_figures(experiment: Path) -> Iterator[str]:
     for row in rows:
         table.setdefault((row["run"], row["sampler"]), {})[row["metric"]] = row["value"]
     width = max(len(run) for run in ("run", *(run for run, _ in table))) + 2
-    yield f"{'run':<{width}}{'sampler':<12}" + "".join(f"{column:>10}" for column in COLUMNS)
+    samplers = max(len(sampler) for sampler in ("sampler", *(sampler for _, sampler in table))) + 2
+    yield f"{'run':<{width}}{'sampler':<{samplers}}" + "".join(f"{column:>10}" for column in COLUMNS)
     for (run, sampler), values in table.items():
-        yield f"{run:<{width}}{sampler:<12}" + "".join(_cell(values.get(column)) for column in COLUMNS)
+        yield f"{run:<{width}}{sampler:<{samplers}}" + "".join(
+            _cell(values.get(column)) for column in COLUMNS
+        )
     yield ""
     for verdict in read_json(experiment / "verdicts.json")["rows"]:
-        yield f"{verdict['verdict']:<10} {verdict['goal']} ({_cell(verdict['value']).strip()} of {verdict['demand']})"
+        yield f"{verdict['verdict']:<13} {verdict['goal']} ({_cell(verdict['value']).strip()} of {verdict['demand']})"
     yield ""
     yield f"report: {experiment / 'report' / 'index.html'}"
     if (experiment / "report.zip").is_file():

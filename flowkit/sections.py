@@ -36,7 +36,11 @@ Baseline = Literal[
 ]
 CEILINGS: tuple[Baseline, ...] = ("true_fp16", "true_jpeg75", "true_crop")
 """The target encoder's own tokens, made anew in another way: what no translation needs to be better than."""
+UNROUNDED: Baseline = "true_fp16"
+"""The ceiling whose tokens are kept in float32."""
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+USUAL_BASELINES: tuple[Baseline, ...] = tuple(name for name in BASELINES if name != "ridge_ot_flat")
+"""Those that hold at any size: the transport of flattened tokens needs their covariance."""
 
 
 class Data(Section):

@@ -1,6 +1,6 @@
-# Predicted tokens of the evaluation set: one rule per trained run, one for all closed-form baselines.
+# Predicted tokens of the evaluation set: one rule per trained run, one for all closed-form baselines, one for all ceilings.
 
-for job in jobs_of("sample", "baselines"):
+for job in jobs_of("sample", "baselines", "ceilings"):
 
     rule:
         name:

@@ -83,6 +83,18 @@ def jackknife(value: float, without_group_G: Array, *, lowest: float) -> Estimat
     return _estimate(value, max(lowest, value - reach), value + reach)
 
 
+def with_noise(estimate: Estimate, values: Array, *, lowest: float, groups: int) -> Estimate:
+    """Widen a jackknife interval by the spread of the same statistic over noise seeds, as independent errors.
+
+    `values` are those of all seeds, the estimate's own among them; `groups` is that of the jackknife.
+    """
+    if len(values) < 2 or not np.isfinite([*values, estimate.high]).all():
+        return estimate
+    reach_of_noise = stats.t.ppf((1 + LEVEL) / 2, groups - 1) * np.std(values, ddof=1)
+    reach = float(np.hypot(estimate.high - estimate.value, reach_of_noise))
+    return Estimate(estimate.value, max(lowest, estimate.value - reach), estimate.value + reach)
+
+
 def _estimate(value: float, low: float, high: float) -> Estimate:
     return Estimate(value, low, high) if np.isfinite(value) else NOT_MEASURED
 

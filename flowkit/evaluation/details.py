@@ -18,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Array
-from flowkit.evaluation.metrics import Floats, TokenStatistics, cosine, token_statistics
-from flowkit.evaluation.retrieval import Captions, Integers, caption_to_image_ranks, self_ranks
+from flowkit.evaluation.collected import Collected, TrueSide
+from flowkit.evaluation.metrics import TokenStatistics
+from flowkit.evaluation.retrieval import Captions, caption_to_image_ranks, self_ranks
+from flowkit.evaluation.thresholds import image_cosines
+from flowkit.evaluation.tokens import Floats, Integers
 
 
 def per_image(
-    predicted_NTD: Floats,
-    target_NTD: Floats,
-    mean_TD: Floats,
+    collected: Collected,
+    true: TrueSide,
     *,
-    predicted_pooled_NP: Floats | None = None,
-    target_pooled_NP: Floats | None = None,
     captions: Captions | None = None,
     gallery_each: int = 8,
     seed: int = 0,
@@ -37,33 +37,22 @@ def per_image(
 
     `seed` chooses the shuffled partners and the random third of the gallery, alike in all runs.
     """
-    statistics = token_statistics(predicted_NTD, target_NTD, mean_TD)
-    generator = np.random.default_rng(seed)
-    predicted_mean_ND = predicted_NTD.mean(axis=1, dtype=np.float64)
-    target_mean_ND = target_NTD.mean(axis=1, dtype=np.float64)
-    partners = other_image(len(target_NTD), generator)
+    statistics = collected.statistics
+    cosines = image_cosines(collected, true, seed)
     floats = {
-        "cos_image": statistics.mean_cosine_N,
+        "cos_image": cosines[""],
         "cos_token_mean": statistics.cosine_NT.mean(axis=1),
-        "cos_constant": cosine(np.asarray(mean_TD, np.float64).mean(axis=0), target_mean_ND),
-        "cos_shuffled": cosine(predicted_mean_ND[partners], target_mean_ND),
+        "cos_constant": cosines["_constant"],
+        "cos_shuffled": cosines["_shuffled"],
         **_positions(statistics),
     }
     error_image = statistics.error_NT.sum(axis=1) / statistics.spread_NT.sum(axis=1).mean()
-    gallery = gallery_rows(error_image, gallery_each, generator)
+    gallery = gallery_rows(error_image, gallery_each, np.random.default_rng(seed))
     floats["error_image"] = error_image
     floats["error_map"] = statistics.error_NT[gallery] / statistics.spread_NT.mean()
-    floats |= _ranks(len(target_NTD), predicted_pooled_NP, target_pooled_NP, captions)
+    floats |= _ranks(len(error_image), collected.side.embeddings_NP, true.side.embeddings_NP, captions)
     arrays: dict[str, NDArray] = {name: values.astype(np.float32) for name, values in floats.items()}
     return arrays | {"gallery_index": gallery}
-
-
-def other_image(images: int, generator: np.random.Generator) -> Integers:
-    """A random partner for each image that is never the image itself (one random cycle through all)."""
-    order = generator.permutation(images)
-    partner = np.empty(images, np.int64)
-    partner[order] = np.roll(order, 1)
-    return partner
 
 
 def gallery_rows(error_N: Array, each: int, generator: np.random.Generator) -> Integers:

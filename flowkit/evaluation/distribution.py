@@ -3,20 +3,24 @@
     FD = |m_P - m_B|^2 + tr(C_P + C_B - 2 (C_B^1/2 C_P C_B^1/2)^1/2),   reported as FD / tr(C_B)
 So a single point at the target mean scores 1, and equal first and second moments score 0. fd_tok takes all
 tokens of all images as vectors, fd_img the token means. Only sums over images enter (count, sum, sum of
-outer products), kept per group of images: their total gives the value, the totals less one group give the
-jackknife interval. The same images on both sides lie below the distance of two disjoint real sets: compare
-with fd_*_disjoint of `true`. With fewer vectors than channels the covariance is singular and the distance
-is biased upwards.
+outer products), kept for each of ten disjoint tenths of the images: their total gives the value, the totals
+less one tenth the jackknife interval, and every other tenth a half of the images. The same images on both
+sides lie below the distance of two disjoint real sets, so *_disjoint compares one half's predictions with
+the other half's true tokens, both ways; its value for the true tokens is the noise floor. With no more
+vectors than channels the covariance is singular and the distance says nothing: it is not measured then.
+Shapes: N images, D channels, G tenths.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from flowkit.evaluation.bootstrap import NOT_MEASURED, Array, Estimate, jackknife
-from flowkit.evaluation.metrics import Floats, mean_over_images
+from flowkit.evaluation.tokens import Floats, Integers
 
-GROUPS = 32
+TENTHS = 10
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,42 @@ class Moments:
         return self.outer_DD / self.count - np.outer(self.mean(), self.mean())
 
 
+class TenthsOfMoments:
+    """Moments about `shift_D` of each tenth of the images, filled chunk by chunk; image n belongs to tenth n mod 10."""
+
+    def __init__(self, shift_D: Array) -> None:
+        self._shift_D = shift_D
+        channels = len(shift_D)
+        self._counts = [0] * TENTHS
+        self._sums = np.zeros((TENTHS, channels))
+        self._outers = np.zeros((TENTHS, channels, channels))
+
+    def add(self, vectors: Floats, first: int) -> None:
+        """Count in the vectors [n, ..., D] of the images from number `first` on."""
+        tenth_N = (first + np.arange(len(vectors))) % TENTHS
+        for tenth in range(TENTHS):
+            mine = vectors[tenth_N == tenth]
+            flat = np.asarray(mine, np.float64).reshape(-1, len(self._shift_D)) - self._shift_D
+            self._counts[tenth] += len(flat)
+            self._sums[tenth] += flat.sum(axis=0)
+            self._outers[tenth] += flat.T @ flat
+
+    def moments(self) -> list[Moments]:
+        """The moments of the ten tenths."""
+        return [Moments(*parts) for parts in zip(self._counts, self._sums, self._outers, strict=True)]
+
+
 def moments(vectors: Floats, shift_D: Array) -> Moments:
     """Sums over all leading axes of [..., D] about `shift_D`, so that a large mean costs no precision."""
     flat = np.asarray(vectors, np.float64).reshape(-1, vectors.shape[-1]) - shift_D
     return Moments(len(flat), flat.sum(axis=0), flat.T @ flat)
+
+
+def moments_of_tenths(vectors: Floats, shift_D: Array) -> list[Moments]:
+    """The moments of the tenths of images [N, ..., D] that are in memory."""
+    tenths = TenthsOfMoments(shift_D)
+    tenths.add(vectors, 0)
+    return tenths.moments()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -58,27 +94,19 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, float(distance))
 
 
-def relative_frechet(predicted: Floats, target: Floats) -> Estimate:
-    """FD(predicted, target) / tr(cov target) with a jackknife interval; first axis = images, last = channels.
+def relative_frechet(predicted: Sequence[Moments], target: Sequence[Moments]) -> Estimate:
+    """FD / tr(C_B) of two sets, each as the moments of its tenths, with a jackknife interval."""
+    return _estimate(predicted, target, lambda p, t: _relative(total(p), total(t)))
 
-    The two sets may hold different images and different numbers of them; groups are cut from each in turn.
-    """
-    if not (np.isfinite(predicted).all() and np.isfinite(target).all()):
-        return NOT_MEASURED
-    groups = min(GROUPS, len(predicted), len(target))
-    if groups < 2:
-        return NOT_MEASURED
-    shift = mean_over_images(target).reshape(-1, target.shape[-1]).mean(axis=0)
-    predicted_groups = [moments(predicted[g::groups], shift) for g in range(groups)]
-    target_groups = [moments(target[g::groups], shift) for g in range(groups)]
-    all_predicted, all_target = _total(predicted_groups), _total(target_groups)
-    if np.trace(all_target.covariance()) <= 0:
-        return NOT_MEASURED
-    without = [
-        _relative(all_predicted - p, all_target - t)
-        for p, t in zip(predicted_groups, target_groups, strict=True)
-    ]
-    return jackknife(_relative(all_predicted, all_target), np.array(without), lowest=0.0)
+
+def disjoint_frechet(predicted: Sequence[Moments], target: Sequence[Moments]) -> Estimate:
+    """Mean of FD / tr(C_B) of one half's predictions to the other half's targets, both ways round."""
+
+    def of_halves(p: Sequence[Moments], t: Sequence[Moments]) -> float:
+        ways = [(total(p[half::2]), total(t[1 - half :: 2])) for half in (0, 1)]
+        return sum(_relative(*way) for way in ways) / len(ways)
+
+    return _estimate(predicted, target, of_halves)
 
 
 def symmetric_root(matrix_DD: Array) -> Array:
@@ -87,12 +115,35 @@ def symmetric_root(matrix_DD: Array) -> Array:
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
+def total(parts: Sequence[Moments]) -> Moments:
+    """The moments of all parts together."""
+    return reduce(Moments.__add__, parts)
+
+
+def half_is_measurable(count: int, channels: int) -> bool:
+    """Whether half of `count` vectors, less a tenth, still spans `channels` dimensions."""
+    return count * (TENTHS - 1) // (2 * TENTHS) > channels
+
+
+def _estimate(
+    predicted: Sequence[Moments],
+    target: Sequence[Moments],
+    statistic: Callable[[Sequence[Moments], Sequence[Moments]], float],
+) -> Estimate:
+    if not np.trace(total(target).covariance()) > 0 or not np.isfinite(total(predicted).outer_DD).all():
+        return NOT_MEASURED
+    empty = Moments(0, *(np.zeros_like(part) for part in (target[0].sum_D, target[0].outer_DD)))
+    without = []
+    for tenth in range(len(target)):
+        left = [[*parts[:tenth], empty, *parts[tenth + 1 :]] for parts in (predicted, target)]
+        without.append(statistic(*left))
+    return jackknife(statistic(predicted, target), np.array(without), lowest=0.0)
+
+
 def _relative(predicted: Moments, target: Moments) -> float:
     return frechet_distance(predicted, target) / float(np.trace(target.covariance()))
 
 
-def _total(parts: list[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+def tenths_of(images: int) -> Integers:
+    """Which tenth each image belongs to [N]."""
+    return np.arange(images) % TENTHS

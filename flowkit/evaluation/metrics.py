@@ -7,21 +7,19 @@ n, tokens l:
     r2          1 - sum |P - B|^2 / sum |B - mu|^2
     var_ratio   sum |P_nl - mean_n P_l|^2 / sum |B_nl - mean_n B_l|^2     (< 1 shrinkage, > 1 noise left over)
     norm_ratio  sum |P_nl| / sum |B_nl|
-Images are read in chunks and only [N] and [N, T] arrays are kept. Each metric is a Ratio of sums over
-images; in the bootstrap of var_ratio the two means over images stay those of the full set (an error of
+Every function looks at a chunk of images; only [N] and [N, T] arrays are kept. Each metric is a Ratio of sums
+over images; in the bootstrap of var_ratio the two means over images stay those of the full set (an error of
 relative order 1/N). Shapes: N images, T tokens, D channels.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Array, Ratio, mean_of
+from flowkit.evaluation.tokens import Floats
 
-Floats = NDArray[np.floating]
-IMAGES_PER_CHUNK = 256
 # Tokens travel in float16: a deviation below its resolution, relative to the whole vector, is rounding.
 STORAGE_RESOLUTION = 2.0**-11
 
@@ -34,12 +32,17 @@ class TokenStatistics:
     centred_cosine_NT: Array
     error_NT: Array  # |P - B|^2
     spread_NT: Array  # |B - mu|^2
+    predicted_spread_NT: Array  # |P - mu|^2
     predicted_norm_NT: Array
     target_norm_NT: Array
     mean_cosine_N: Array  # cosine of token means
     centred_mean_cosine_N: Array
-    predicted_variation_N: Array  # sum over tokens of |P - mean over images|^2
-    target_variation_N: Array
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
+        """Put the statistics of consecutive chunks together."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def token_statistics(predicted_NTD: Floats, target_NTD: Floats, mean_TD: Floats) -> TokenStatistics:
@@ -49,38 +52,35 @@ def token_statistics(predicted_NTD: Floats, target_NTD: Floats, mean_TD: Floats)
             f"shapes differ: predicted {predicted_NTD.shape}, target {target_NTD.shape}, "
             f"mean {mean_TD.shape}; expected [N, T, D] twice and [T, D]"
         )
-    predicted_mean_TD, target_mean_TD = mean_over_images(predicted_NTD), mean_over_images(target_NTD)
     mean = np.asarray(mean_TD, np.float64)
-    columns: list[tuple[Array, ...]] = []
-    for rows in chunks(len(predicted_NTD)):
-        predicted = np.asarray(predicted_NTD[rows], np.float64)
-        target = np.asarray(target_NTD[rows], np.float64)
-        columns.append(
-            (
-                cosine(predicted, target),
-                centred_cosine(predicted, target, mean, norms(predicted), norms(target)),
-                squared_norm(predicted - target),
-                squared_norm(target - mean),
-                norms(predicted),
-                norms(target),
-                cosine(predicted.mean(axis=1), target.mean(axis=1)),
-                centred_cosine(
-                    predicted.mean(axis=1),
-                    target.mean(axis=1),
-                    mean.mean(axis=0),
-                    norms(predicted).mean(axis=1),
-                    norms(target).mean(axis=1),
-                ),
-                squared_norm(predicted - predicted_mean_TD).sum(axis=1),
-                squared_norm(target - target_mean_TD).sum(axis=1),
-            )
-        )
-    return TokenStatistics(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
+    predicted, target = np.asarray(predicted_NTD, np.float64), np.asarray(target_NTD, np.float64)
+    predicted_norm, target_norm = norms(predicted), norms(target)
+    predicted_mean, target_mean = predicted.mean(axis=1), target.mean(axis=1)
+    return TokenStatistics(
+        cosine_NT=cosine(predicted, target),
+        centred_cosine_NT=centred_cosine(predicted, target, mean, predicted_norm, target_norm),
+        error_NT=squared_norm(predicted - target),
+        spread_NT=squared_norm(target - mean),
+        predicted_spread_NT=squared_norm(predicted - mean),
+        predicted_norm_NT=predicted_norm,
+        target_norm_NT=target_norm,
+        mean_cosine_N=cosine(predicted_mean, target_mean),
+        centred_mean_cosine_N=centred_cosine(
+            predicted_mean,
+            target_mean,
+            mean.mean(axis=0),
+            predicted_norm.mean(axis=1),
+            target_norm.mean(axis=1),
+        ),
+    )
 
 
-def token_ratios(statistics: TokenStatistics) -> dict[str, Ratio]:
-    """The token metrics of the table above as ratios of sums over images."""
-    s = statistics
+def token_ratios(s: TokenStatistics, predicted_offset: float, target_offset: float) -> dict[str, Ratio]:
+    """The token metrics of the table above as ratios of sums over images.
+
+    The offsets are |mean over images - mu|^2 summed over positions: sum_n |P_n - mu|^2 less N of them is the sum of
+    squares about the predictions' own mean.
+    """
     spread_N = s.spread_NT.sum(axis=1)
     return {
         "tok_cos": mean_of(s.cosine_NT.mean(axis=1)),
@@ -88,17 +88,9 @@ def token_ratios(statistics: TokenStatistics) -> dict[str, Ratio]:
         "img_cos": mean_of(s.mean_cosine_N),
         "img_ccos": mean_of(s.centred_mean_cosine_N),
         "r2": Ratio(spread_N - s.error_NT.sum(axis=1), spread_N),
-        "var_ratio": Ratio(s.predicted_variation_N, s.target_variation_N),
+        "var_ratio": Ratio(s.predicted_spread_NT.sum(axis=1) - predicted_offset, spread_N - target_offset),
         "norm_ratio": Ratio(s.predicted_norm_NT.sum(axis=1), s.target_norm_NT.sum(axis=1)),
     }
-
-
-def mean_over_images(tokens_NTD: Floats) -> Array:
-    """Mean of each position over images [T, D], in float64."""
-    total = np.zeros(tokens_NTD.shape[1:])
-    for rows in chunks(len(tokens_NTD)):
-        total += np.asarray(tokens_NTD[rows], np.float64).sum(axis=0)
-    return total / len(tokens_NTD)
 
 
 def cosine(a: Array, b: Array) -> Array:
@@ -123,12 +115,6 @@ def norms(vectors: Array) -> Array:
 def squared_norm(vectors: Array) -> Array:
     """Sum of squares along the last axis."""
     return np.einsum("...d,...d->...", vectors, vectors)
-
-
-def chunks(images: int) -> Iterator[slice]:
-    """Row ranges of at most IMAGES_PER_CHUNK images."""
-    for start in range(0, images, IMAGES_PER_CHUNK):
-        yield slice(start, min(start + IMAGES_PER_CHUNK, images))
 
 
 def _deviation(vectors: Array, centre: Array, scale: Array) -> Array:

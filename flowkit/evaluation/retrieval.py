@@ -14,16 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from flowkit.evaluation.bootstrap import Array, Ratio
-from flowkit.evaluation.metrics import Floats, chunks
+from flowkit.evaluation.tokens import Floats, Integers, chunks
 
 DEPTHS = (1, 5, 10)
 # Two cosines closer than this are equal: embeddings are float32, and products differ in their last bits.
 TIE = 1e-6
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,35 @@
 """All metrics of one set of predicted tokens against the true ones, as rows {metric, value, low, high}.
 
 The rows are always the same METRICS in the same order. What the inputs do not allow - embedding metrics
-without a CLS token, retrieval without captions, a value that is not finite - is a row of None, which reads
-"not measured". fd_tok_disjoint and fd_img_disjoint compare with real images other than those predicted; for
-the true tokens they are the noise floor that every other Frechet distance should be read against. Shapes: N
-images, T tokens, D channels, P embedding width, C classes.
+without a class token, retrieval without captions, a Frechet distance of fewer images than channels, anything
+of values that are not finite - is a row of None, which reads "not measured", with a note that says why.
+fd_tok_disjoint and fd_img_disjoint compare with true tokens of other images; for the true tokens they are the
+noise floor that every other Frechet distance should be read against. Sums over images have bootstrap
+intervals; Frechet distances, mmd, cka and auc have jackknife intervals over ten tenths of the images, widened
+by their spread over noise seeds where there are several. Shapes: N images, T tokens, D channels, P embedding
+width, C classes.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowkit.evaluation.bootstrap import NOT_MEASURED, Estimate, Ratio, bootstrap, draw_counts, mean_of
-from flowkit.evaluation.distribution import relative_frechet
-from flowkit.evaluation.metrics import Floats, cosine, token_ratios, token_statistics
+from flowkit.evaluation import dispersion, thresholds
+from flowkit.evaluation.bootstrap import (
+    NOT_MEASURED,
+    Estimate,
+    Ratio,
+    bootstrap,
+    draw_counts,
+    mean_of,
+    with_noise,
+)
+from flowkit.evaluation.collected import Collected, TrueSide, collect
+from flowkit.evaluation.distribution import TENTHS, disjoint_frechet, half_is_measurable, relative_frechet
+from flowkit.evaluation.metrics import cosine, token_ratios
 from flowkit.evaluation.retrieval import (
     Captions,
     caption_to_image_ranks,
@@ -23,14 +37,20 @@ from flowkit.evaluation.retrieval import (
     recall_ratios,
     self_ranks,
 )
+from flowkit.evaluation.similarity import alignment, discrepancy, nearest_neighbours, shared_neighbours
+from flowkit.evaluation.tokens import Floats, Tokens
+from flowkit.evaluation.two_sample import two_sample_auc
 from flowkit.evaluation.zero_shot import zero_shot_ratio
 
+TEXT_METRICS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")
+EMBEDDING_METRICS = ("emb_cos", "self_r1", "self_r5", "self_r10", *TEXT_METRICS, "zero_shot_top1")
+POOLED_METRICS = ("mmd", "knn_agreement", "cka")
 METRICS = (
     *("tok_cos", "tok_ccos", "img_cos", "img_ccos", "r2"),
-    *("fd_tok", "fd_img", "fd_tok_disjoint", "fd_img_disjoint", "var_ratio", "norm_ratio", "emb_cos"),
-    *("self_r1", "self_r5", "self_r10", "t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10"),
-    "zero_shot_top1",
+    *("fd_tok", "fd_img", "fd_tok_disjoint", "fd_img_disjoint", "mmd", "auc", "cka", "knn_agreement"),
+    *("var_ratio", "norm_ratio", *EMBEDDING_METRICS, *dispersion.MEASURES, *thresholds.MEASURES),
 )
+KEYS_IN_A_NOTE = 5
 
 
 class MetricRow(TypedDict):
@@ -42,6 +62,13 @@ class MetricRow(TypedDict):
     high: float | None
 
 
+class Note(TypedDict):
+    """Why some metrics were not measured, or on what."""
+
+    metrics: list[str]
+    note: str
+
+
 @dataclass(frozen=True)
 class Classes:
     """Class prompts embedded by the target's text tower, and which of them are right for each image."""
@@ -50,68 +77,186 @@ class Classes:
     labels_NC: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What predictions are asked to find; None where the data set has none."""
+
+    captions: Captions | None = None
+    classes: Classes | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows of one set of predictions, the notes on them, and what was collected on the way."""
+
+    rows: list[MetricRow]
+    notes: list[Note]
+    collected: Collected
+
+
 def score(
-    predicted_NTD: Floats,
-    target_NTD: Floats,
-    mean_TD: Floats,
+    predicted: Tokens,
+    true: TrueSide,
     *,
-    predicted_pooled_NP: Floats | None = None,
-    target_pooled_NP: Floats | None = None,
-    captions: Captions | None = None,
-    classes: Classes | None = None,
-    disjoint_target_NTD: Floats | None = None,
+    texts: Texts | None = None,
+    noise: Sequence[Tokens] = (),
+    is_deterministic: bool = False,
+    keys: Sequence[str] | None = None,
     draws: int = 1000,
     seed: int = 0,
-) -> list[MetricRow]:
-    """Score predicted tokens on the target's raw scale.
+) -> Scored:
+    """Score predicted tokens [N, T, D] on the target's raw scale.
 
-    `mean_TD` is the mean of the training targets; `*_pooled_NP` are the embeddings that the target tower's
-    head makes of the tokens; `disjoint_target_NTD` are true tokens of other images.
+    `noise` are further samples of the first images, each set from another noise seed; a deterministic map has no
+    spread. `keys` name the images in notes.
     """
-    ratios = token_ratios(token_statistics(predicted_NTD, target_NTD, mean_TD))
-    if predicted_pooled_NP is not None and target_pooled_NP is not None:
-        ratios |= embedding_ratios(predicted_pooled_NP, target_pooled_NP, captions, classes)
-    estimates = bootstrap(ratios, draw_counts(len(target_NTD), draws=draws, seed=seed))
-    estimates |= distances(predicted_NTD, target_NTD, disjoint_target_NTD)
-    return [_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS]
+    texts = Texts() if texts is None else texts
+    collected = collect(predicted, true)
+    notes = _notes(collected, true, texts, is_deterministic=is_deterministic, seeds=1 + len(noise), keys=keys)
+    if not collected.finite_N.all():
+        return Scored([_row(metric, NOT_MEASURED) for metric in METRICS], notes, collected)
+    ratios = image_ratios(collected, true, texts, seed)
+    estimates = bootstrap(ratios, draw_counts(len(predicted), draws=draws, seed=seed))
+    estimates |= _spread(predicted, noise, true, draws, seed, is_deterministic=is_deterministic)
+    estimates |= _distances_over_noise(predicted, collected, noise, true, seed)
+    return Scored([_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS], notes, collected)
 
 
-def embedding_ratios(
-    predicted_NP: Floats, target_NP: Floats, captions: Captions | None, classes: Classes | None
-) -> dict[str, Ratio]:
+def not_scored(why: str) -> tuple[list[MetricRow], list[Note]]:
+    """Rows and note of predictions that no metric can be measured on."""
+    return [_row(metric, NOT_MEASURED) for metric in METRICS], [Note(metrics=list(METRICS), note=why)]
+
+
+def image_ratios(collected: Collected, true: TrueSide, texts: Texts, seed: int) -> dict[str, Ratio]:
+    """Every metric that is a sum over images."""
+    neighbours_NK = nearest_neighbours(collected.side.pooled)
+    cosines = thresholds.image_cosines(collected, true, seed)
+    ratios = token_ratios(collected.statistics, collected.predicted_offset, collected.target_offset)
+    ratios["knn_agreement"] = mean_of(shared_neighbours(neighbours_NK, true.neighbours_NK))
+    ratios |= thresholds.threshold_ratios(cosines)
+    if collected.side.embeddings_NP is not None and true.side.embeddings_NP is not None:
+        ratios |= embedding_ratios(collected.side.embeddings_NP, true.side.embeddings_NP, texts)
+    return ratios
+
+
+def embedding_ratios(predicted_NP: Floats, target_NP: Floats, texts: Texts) -> dict[str, Ratio]:
     """Metrics of projected image embeddings."""
-    images = len(predicted_NP)
+    images, captions, classes = len(predicted_NP), texts.captions, texts.classes
     every = np.arange(images)
     cosine_N = cosine(np.asarray(predicted_NP, np.float64), np.asarray(target_NP, np.float64))
     ratios = {"emb_cos": mean_of(cosine_N)}
     ratios |= recall_ratios("self", self_ranks(predicted_NP, target_NP), every, images)
     if captions is not None and len(captions) > 0:
+        captioned = np.unique(captions.image_M)
         found_images = caption_to_image_ranks(predicted_NP, captions)
-        found_captions = image_to_caption_ranks(predicted_NP, captions)
+        found_captions = image_to_caption_ranks(predicted_NP, captions)[captioned]
         ratios |= recall_ratios("t2i", found_images, captions.image_M, images)
-        ratios |= recall_ratios("i2t", found_captions, every, images)
+        ratios |= recall_ratios("i2t", found_captions, captioned, images)
     if classes is not None:
         ratios["zero_shot_top1"] = zero_shot_ratio(predicted_NP, classes.embeddings_CP, classes.labels_NC)
     return ratios
 
 
-def distances(predicted_NTD: Floats, target_NTD: Floats, disjoint_NTD: Floats | None) -> dict[str, Estimate]:
-    """Frechet distances of tokens and of token means, to the same images and to other ones."""
-    predicted_mean_ND = predicted_NTD.mean(axis=1, dtype=np.float64)
+def distances(predicted: Tokens, collected: Collected, true: TrueSide, seed: int) -> dict[str, Estimate]:
+    """Metrics of whole distributions."""
+    side, target = collected.side, true.side
+    images, tokens, channels = predicted.shape
     found = {
-        "fd_tok": relative_frechet(predicted_NTD, target_NTD),
-        "fd_img": relative_frechet(predicted_mean_ND, target_NTD.mean(axis=1, dtype=np.float64)),
+        "mmd": discrepancy(side.pooled, target.pooled),
+        "cka": alignment(side.pooled, target.pooled),
+        "auc": two_sample_auc(predicted, true.tokens, seed=seed),
     }
-    if disjoint_NTD is not None:
-        disjoint_mean_ND = disjoint_NTD.mean(axis=1, dtype=np.float64)
-        found["fd_tok_disjoint"] = relative_frechet(predicted_NTD, disjoint_NTD)
-        found["fd_img_disjoint"] = relative_frechet(predicted_mean_ND, disjoint_mean_ND)
+    for name, count, ours, theirs in (
+        ("fd_tok", images * tokens, side.token_moments, target.token_moments),
+        ("fd_img", images, side.mean_moments, target.mean_moments),
+    ):
+        if count > channels:
+            found[name] = relative_frechet(ours, theirs)
+        if half_is_measurable(count, channels):
+            found[f"{name}_disjoint"] = disjoint_frechet(ours, theirs)
     return found
 
 
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN: what is not finite is not known."""
     return float(value) if np.isfinite(value) else None
+
+
+def _spread(
+    predicted: Tokens,
+    noise: Sequence[Tokens],
+    true: TrueSide,
+    draws: int,
+    seed: int,
+    *,
+    is_deterministic: bool,
+) -> dict[str, Estimate]:
+    if is_deterministic:
+        return {name: Estimate(0.0, 0.0, 0.0) for name in ("seed_spread", "dispersion")}
+    if not noise:
+        return {}
+    ratios = dispersion.dispersion_ratios([predicted, *noise], true.tokens, true.mean_TD)
+    images = len(ratios["seed_spread"].numerator_N)
+    return bootstrap(ratios, draw_counts(images, draws=draws, seed=seed))
+
+
+def _distances_over_noise(
+    predicted: Tokens, collected: Collected, noise: Sequence[Tokens], true: TrueSide, seed: int
+) -> dict[str, Estimate]:
+    """The distances of the first sample, with the spread over the noise seeds that hold all images."""
+    found = distances(predicted, collected, true, seed)
+    others = [distances(one, collect(one, true), true, seed) for one in noise if len(one) == len(predicted)]
+    for name, estimate in found.items():
+        values = np.array([estimate.value, *(other[name].value for other in others)])
+        lowest = -np.inf if name == "mmd" else 0.0
+        found[name] = with_noise(estimate, values, lowest=lowest, groups=TENTHS)
+    return found
+
+
+def _notes(
+    collected: Collected,
+    true: TrueSide,
+    texts: Texts,
+    *,
+    is_deterministic: bool,
+    seeds: int,
+    keys: Sequence[str] | None,
+) -> list[Note]:
+    images, tokens, channels = true.tokens.shape
+    notes: list[Note] = []
+
+    def say(metrics: Sequence[str], note: str) -> None:
+        notes.append(Note(metrics=list(metrics), note=note))
+
+    if lost := int((~collected.finite_N).sum()):
+        rows = np.flatnonzero(~collected.finite_N)[:KEYS_IN_A_NOTE]
+        named = ", ".join(str(row) if keys is None else keys[row] for row in rows)
+        say(METRICS, f"{lost} of {images} predictions are not finite, first {named}: nothing is measured")
+    if collected.side.embeddings_NP is None:
+        say(EMBEDDING_METRICS, "the layout has no class token, of which image embeddings are made")
+        say(POOLED_METRICS, "measured on token means, because the layout has no class token")
+    for name, count, unit in (("fd_tok", images * tokens, "tokens"), ("fd_img", images, "images")):
+        if count <= channels:
+            say([name], f"{count} {unit} do not span {channels} channels; mmd holds at any number of images")
+        if not half_is_measurable(count, channels):
+            say([f"{name}_disjoint"], f"half of {count} {unit} does not span {channels} channels; see mmd")
+    if seeds == 1 and not is_deterministic:
+        say(dispersion.MEASURES, "one sample per image says nothing of spread: raise sampling.noise_seeds")
+    _note_texts(say, texts, images)
+    return notes
+
+
+def _note_texts(say: Callable[[Sequence[str], str], None], texts: Texts, images: int) -> None:
+    captions, classes = texts.captions, texts.classes
+    captioned = 0 if captions is None else len(np.unique(captions.image_M))
+    if captioned == 0:
+        say(TEXT_METRICS, "no image has a caption")
+    elif captioned < images:
+        say(TEXT_METRICS, f"{images - captioned} of {images} images have no caption and are left out")
+    if classes is None:
+        say(["zero_shot_top1"], "the data set has no classes")
+    elif (shown := int(classes.labels_NC.any(axis=1).sum())) < images:
+        say(["zero_shot_top1"], f"{images - shown} of {images} images count for no class and are left out")
 
 
 def _row(metric: str, estimate: Estimate) -> MetricRow:

@@ -1,7 +1,7 @@
 """Joins the figures of all runs of an experiment into the rows of summary.json, and adds what compares runs.
 
-    skill_r2 = (r2 - r2_ridge) / (1 - r2_ridge)     the share of the gap from ridge to perfect that is closed
-Ridge's own R2 on the same data counts as fixed, so the interval of skill_r2 is that of r2, rescaled.
+    skill_m = (m - m_ridge) / (1 - m_ridge), m = r2 or tok_ccos    the share of the gap from ridge to perfect
+Ridge's own figure on the same data counts as fixed, so the interval of a skill is that of its metric, rescaled.
 Without a run named `ridge` on the same data it is None. Runs called NAME and NAME_seed_1, NAME_seed_2, ... are one
 training with several seeds: seed_spread is the standard deviation over them (N - 1), None for a single seed.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from flowkit.evaluation.score import MetricRow
 
 REFERENCE_RUN = "ridge"
+SKILL_METRICS = ("r2", "tok_ccos")
 SEED_SUFFIX = re.compile(r"_seed_\d+$")
 
 
@@ -43,17 +44,20 @@ class SummaryRow(TypedDict):
 
 
 def summary_rows(scores: Iterable[RunScore]) -> list[SummaryRow]:
-    """All metrics of all runs in the order given, with skill_r2 after r2."""
+    """All metrics of all runs in the order given, each skill after the metric that it belongs to."""
     scores = list(scores)
     references = {
-        s.data: r2 for s in scores if s.run == REFERENCE_RUN and (r2 := _value(s, "r2")) is not None
+        (s.data, metric): value
+        for s in scores
+        for metric in SKILL_METRICS
+        if s.run == REFERENCE_RUN and (value := _value(s, metric)) is not None
     }
     rows: list[SummaryRow] = []
     for one in scores:
         for row in one.rows:
             rows.append(_line(one, row))
-            if row["metric"] == "r2":
-                rows.append(_line(one, skill_row(row, references.get(one.data))))
+            if row["metric"] in SKILL_METRICS:
+                rows.append(_line(one, skill_row(row, references.get((one.data, row["metric"])))))
     return _with_seed_spread(rows)
 
 
@@ -77,8 +81,8 @@ def _of_all_seeds(row: SummaryRow) -> tuple[str, ...]:
     return without_seed(row["run"]), row["sampler"], row["data"], row["metric"]
 
 
-def skill_row(r2: MetricRow, reference: float | None) -> MetricRow:
-    """The row of skill_r2 from the row of r2 and ridge's R2."""
+def skill_row(row: MetricRow, reference: float | None) -> MetricRow:
+    """The row of a metric's skill from its own row and ridge's value."""
 
     def skill(value: float | None) -> float | None:
         if value is None or reference is None or reference >= 1:
@@ -86,7 +90,10 @@ def skill_row(r2: MetricRow, reference: float | None) -> MetricRow:
         return (value - reference) / (1 - reference)
 
     return MetricRow(
-        metric="skill_r2", value=skill(r2["value"]), low=skill(r2["low"]), high=skill(r2["high"])
+        metric=f"skill_{row['metric']}",
+        value=skill(row["value"]),
+        low=skill(row["low"]),
+        high=skill(row["high"]),
     )
 
 

@@ -1,12 +1,12 @@
-"""Whether the figures of an experiment bear its goals: every goal "holds" or is "not shown", nothing between.
+"""Whether the figures of an experiment bear its goals: "shown", "not shown", or "not measured".
 
 A goal is one or more conditions; each compares one number with a demand, and a reader can repeat the
 comparison:
     the number is a figure's value or an end of its interval, or its ratio to or difference from another's.
 A figure named without a sampler stands for all samplers of its run, and a run for all its seeds (NAME_seed_1, ...):
-the worst case is the number that counts.
-A figure that is missing or None bears nothing. The row of a goal shows the first condition that fails, else
-the first.
+the worst case is the number that counts. A goal is shown when every condition is met, not shown when a measured
+number fails one, and not measured when a figure that it needs is missing. Its row has the number of the first
+condition that fails, else of the first that was not measured, else of the first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from typing import Literal, TypedDict
 from flowkit.evaluation.summary import SummaryRow, without_seed
 
 Part = Literal["value", "low", "high"]
+Verdict = Literal["shown", "not shown", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Condition:
-    """`figure`, alone or against `reference`, is at least or at most `demand`."""
+    """`figure`, alone or against `reference`, is at least, at most or above `demand`."""
 
     figure: Figure
-    relation: Literal["at least", "at most"]
+    relation: Literal["at least", "at most", "above"]
     demand: float
     reference: Figure | None = None
     against: Literal["ratio", "difference"] = "difference"  # how figure and reference become one number
@@ -52,7 +53,7 @@ class VerdictRow(TypedDict):
     """One line of verdicts.json."""
 
     goal: str
-    verdict: Literal["holds", "not shown"]
+    verdict: Verdict
     value: float | None
     demand: float
 
@@ -63,51 +64,15 @@ def verdicts(rows: Sequence[SummaryRow], goals: Iterable[Goal], *, data: str) ->
     return [_verdict(judged, goal) for goal in goals]
 
 
-def flow_goals(*, flow: str, regression: str, few: str, many: str, direct: str | None = None) -> list[Goal]:
-    """What a flow run must show beside a regression run of equal budget and the baselines.
-
-    `few` is the sampler with the fewest evaluations, `many` the reference sampler, `direct` the regression's.
-    """
-
-    def of(metric: str, part: Part = "value") -> Figure:
-        return Figure(flow, metric, few, part)
-
-    ridge_ot_r2, ridge_ot_distance = Figure("ridge_ot", "r2", part="high"), Figure("ridge_ot", "fd_img")
-    return [
-        Goal(
-            f"{flow} {few} reaches 99 % of the R2 of {regression}",
-            [Condition(of("r2"), "at least", 0.99, Figure(regression, "r2", direct), "ratio")],
-        ),
-        Goal(
-            f"{flow} {few} is no worse than {many} of the same network in R2 and image Frechet distance",
-            [
-                Condition(of("r2"), "at least", 0.0, Figure(flow, "r2", many)),
-                Condition(of("fd_img"), "at most", 0.0, Figure(flow, "fd_img", many)),
-            ],
-        ),
-        Goal(
-            f"{flow} {few} beats ridge_ot in R2 (interval ends) at no larger image Frechet distance",
-            [
-                Condition(of("r2", "low"), "at least", 0.0, ridge_ot_r2),
-                Condition(of("fd_img"), "at most", 0.0, ridge_ot_distance),
-            ],
-        ),
-        Goal(
-            f"{flow} {few} finds its own image more often than ridge does (interval ends)",
-            [Condition(of("self_r1", "low"), "at least", 0.0, Figure("ridge", "self_r1", part="high"))],
-        ),
-    ]
-
-
 def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
     if not goal.conditions:
         raise ValueError(f"goal {goal.goal!r} has no condition")
     measured = [(condition, _worst(_numbers(rows, condition), condition)) for condition in goal.conditions]
-    failed = [pair for pair in measured if not _is_met(*pair)]
-    condition, value = (failed or measured)[0]
-    return VerdictRow(
-        goal=goal.goal, verdict="not shown" if failed else "holds", value=value, demand=condition.demand
-    )
+    failed = [(one, number) for one, number in measured if number is not None and not _is_met(one, number)]
+    missing = [(one, number) for one, number in measured if number is None]
+    condition, value = (failed or missing or measured)[0]
+    verdict: Verdict = "not shown" if failed else "not measured" if missing else "shown"
+    return VerdictRow(goal=goal.goal, verdict=verdict, value=value, demand=condition.demand)
 
 
 def _numbers(rows: Sequence[SummaryRow], condition: Condition) -> list[float | None]:
@@ -132,12 +97,12 @@ def _worst(numbers: Sequence[float | None], condition: Condition) -> float | Non
     known = [number for number in numbers if number is not None]
     if not known or len(known) < len(numbers):
         return None
-    return min(known) if condition.relation == "at least" else max(known)
+    return max(known) if condition.relation == "at most" else min(known)
 
 
-def _is_met(condition: Condition, number: float | None) -> bool:
-    if number is None:
-        return False
+def _is_met(condition: Condition, number: float) -> bool:
+    if condition.relation == "above":
+        return number > condition.demand
     return number >= condition.demand if condition.relation == "at least" else number <= condition.demand
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Ratio
-from flowkit.evaluation.metrics import Floats
 from flowkit.evaluation.retrieval import unit
+from flowkit.evaluation.tokens import Floats
 
 
 def class_table(classes_of_image: Sequence[Sequence[int]], class_count: int) -> NDArray[np.bool_]:

@@ -3,6 +3,9 @@
 Batch b holds the members [b B, (b + 1) B) of the tar; a rejected member leaves a gap and never moves another one.
 Every decode thread takes one member after the other, up to `BATCHES_AHEAD` batches ahead: it reads, checks and decodes,
 and puts the pixels into the buffer of their batch. Buffers are reused, because fresh memory costs a tenth of a decode.
+
+Images can be changed between decoding and preprocessing. A changed image is always decoded by PIL; with "fast" it is
+still resized and normalised the fast way.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from torch import Tensor
 
 from flowkit.encoders.contract import FrozenEncoder
 from flowkit.features.tables import RejectRow, SampleRow
-from flowkit.shards.fast_decode import decode_pixels
+from flowkit.shards.fast_decode import decode_pixels, pixels_of
 from flowkit.shards.reader import Listing, Reject, Sample, UndecodableImage, decode_image
 
 if TYPE_CHECKING:
     from flowkit.encoders.preprocessing import Decoder
 
 BATCHES_AHEAD = 2
+Change = Callable[[Image.Image, str], Image.Image]
+"""What is made of an RGB image and the key of its sample; raises `UndecodableImage` where it cannot be made."""
 PER_TASK = 4
 """Members that a decode thread takes at a time; handing over each by itself costs two hundredths of a decode."""
 _PROBE = np.zeros((8, 8, 3), np.uint8)
@@ -60,16 +65,18 @@ def decoded_batches(
     batch_size: int,
     decode: Decoder = "exact",
     threads: int = 1,
+    change: Change | None = None,
 ) -> Generator[DecodedBatch, None, None]:
     """Yield the batches of the members `start` to `stop`; closing the generator ends its threads.
 
-    A member that cannot be used is counted among the rejects; a tar that shrinks meanwhile is a `ShardError`.
+    With `change`, the pixels are those of the changed images; the rows still describe the images of the tar. A
+    member that cannot be used is counted among the rejects; a tar that shrinks meanwhile is a `ShardError`.
     """
     ahead: deque[_Batch] = deque()
     buffers = _Buffers(encoder, batch_size, decode)
     pool = ThreadPoolExecutor(threads, "decode", initializer=_compute_alone)
     with listing.tar.open("rb") as stream:
-        prepare = _Preparation(listing, stream, encoder, decode)
+        prepare = _Preparation(listing, stream, encoder, decode, change)
         try:
             for begin in range(start - start % batch_size, stop, batch_size):
                 members = range(max(begin, start), min(begin + batch_size, stop))
@@ -140,6 +147,7 @@ class _Preparation:
     stream: BinaryIO
     encoder: FrozenEncoder
     decode: Decoder
+    change: Change | None
 
     def __call__(self, members: range, out_NCHW: Tensor) -> list[SampleRow | RejectRow]:
         """Prepare a few members, one after the other."""
@@ -172,12 +180,15 @@ class _Preparation:
 
     def _pixels(self, sample: Sample) -> tuple[Tensor, int, int]:
         """Return the encoder's pixels of a sample, and width and height of its image."""
-        if self.decode == "fast":
+        if self.decode == "fast" and self.change is None:
             decoded_CHW = decode_pixels(sample)
             _, height, width = decoded_CHW.shape
             return self.encoder.preprocess_pixels(decoded_CHW), width, height
         image = decode_image(sample)
-        return self.encoder.preprocess(image), image.width, image.height
+        shown = image if self.change is None else self.change(image, sample.key)
+        if self.decode == "fast":
+            return self.encoder.preprocess_pixels(pixels_of(shown)), image.width, image.height
+        return self.encoder.preprocess(shown), image.width, image.height
 
 
 def _compute_alone() -> None:

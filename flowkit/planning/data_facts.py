@@ -8,7 +8,7 @@ have, and these tell, by bytes, about how many the others have; before the first
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,12 @@ class DataFacts:
         """Tokens of the target encoder."""
         return self.shape(self.plan.config.encoders.target)
 
-    @property
-    def translated_tokens(self) -> int:
-        """Tokens of the target that a run predicts."""
-        return self.target.tokens - (self.plan.config.data.layout == "patches")
+    def as_read(self, shape: EncoderShape) -> EncoderShape:
+        """Return what a run sees of an encoder's tokens in the configured layout."""
+        layout = self.plan.config.data.layout
+        if layout == "pooled":
+            return replace(shape, tokens=1, width=shape.pooled_width, grid=(1, 1))
+        return replace(shape, tokens=shape.tokens - (layout == "patches"))
 
     def shape(self, encoder: Encoder) -> EncoderShape:
         """Return what an encoder makes of an image."""

@@ -25,6 +25,7 @@ METRICS_LINE_BYTES = 550
 TENSOR_BYTES = 120
 """How a tensor is described at the head of a safetensors file."""
 FLOAT32_BYTES = 4
+NUMPY_HEADER_BYTES = 128
 TAR_BLOCK, TAR_RECORD, DEMO_MEMBERS = 512, 10_240, 3
 """A member of a tar is a block of description and whole blocks of content; a tar is whole records."""
 
@@ -98,6 +99,12 @@ def samples_size(tokens: int, width: int, images: int, samplers: int) -> Amount:
     return RESULT + one.times(samplers)
 
 
+def unrounded_size(tokens: int, width: int, images: int) -> Amount:
+    """Return the size of samples that were not rounded to float16: one array and its keys."""
+    content = NUMPY_HEADER_BYTES + FLOAT32_BYTES * tokens * width * images
+    return RESULT + Amount(content + images * KEY_ROW_BYTES, 3)
+
+
 def pairs_size(pairs: int) -> Amount:
     """Return the size of a pairs table."""
     return Amount(PAIRS_BYTES + pairs * PAIR_ROW_BYTES, RESULT_FILES + 1)
@@ -111,11 +118,11 @@ def demo_tar_bytes(images: int) -> int:
 
 @cache
 def network_size(
-    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape, tokens: int
+    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape
 ) -> NetworkSize:
     """Return the size of the network of a configuration (its items); builds it without memory, which loads torch.
 
-    `tokens` is how many of the target's are translated. Raises `ConfigError` for shapes that do not fit together.
+    The shapes are those of the layout that is translated. Raises `ConfigError` for shapes that do not fit together.
     """
     import torch
 
@@ -125,8 +132,8 @@ def network_size(
     try:
         config = model_config(
             dict(model),
-            source_shape=(tokens - target.tokens + source.tokens, source.width),
-            target_shape=(tokens, target.width),
+            source_shape=(source.tokens, source.width),
+            target_shape=(target.tokens, target.width),
             grid=target.grid,
         )
     except ValueError as error:
@@ -142,8 +149,9 @@ def network_size(
     )
 
 
-def weights_size(network: NetworkSize, source: EncoderShape, target: EncoderShape, tokens: int) -> Amount:
+def weights_size(network: NetworkSize, source: EncoderShape, target: EncoderShape) -> Amount:
     """Return the size of a translator's folder: weights, statistics, config."""
+    tokens = target.tokens
     statistics = 2 * source.width + 2 * target.width + tokens**2 + target.width**2 + tokens * target.width
     described = (network.tensors + 7) * TENSOR_BYTES + DOCUMENT_BYTES
     return Amount(FLOAT32_BYTES * (network.parameters + statistics) + described, 3)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
+from flowkit.encoders.token_shapes import EncoderShape
 from flowkit.encoders.weight_registry import brought_weights, weight_files
 from flowkit.paths import LOCATION, MANIFEST
 from flowkit.planning.data_facts import DataFacts
@@ -25,9 +26,11 @@ from flowkit.planning.sizes import (
     samples_size,
     store_size,
     trained_size,
+    unrounded_size,
     weights_size,
 )
 from flowkit.provenance import read_json
+from flowkit.sections import UNROUNDED
 from flowkit.stages.jobs import Job
 from flowkit.stages.session import KEPT_GENERATIONS
 
@@ -120,6 +123,7 @@ class Storage:
             "train": self._trained,
             "sample": self._samples,
             "baselines": self._samples,
+            "ceilings": self._samples,
         }.get(job.spec.stage)
         if make is not None:
             yield from make(job)
@@ -184,8 +188,7 @@ class Storage:
 
     def _trained(self, job: Job) -> Iterator[_Result]:
         data, run = self.data, job.spec.target["run"]
-        network = self._network(run)
-        weights = weights_size(network, data.source, data.target, data.translated_tokens)
+        weights = self._weights_size(self._network(run))
         what = "trained weights, at the end and at the best"
         size = trained_size(weights, training_steps(data, run) or 0)
         yield _Result(RESULTS, what, job.folders[0], size)
@@ -196,9 +199,13 @@ class Storage:
         if (run := job.spec.target.get("run")) is not None:
             sections = config.run(run)
             samplers = 1 if sections.objective.kind == "regression" else len(sections.sampling.samplers)
-        tokens, width = self.data.translated_tokens, self.data.target.width
-        size = samples_size(tokens, width, config.evaluation.images, samplers)
+        shape = self.data.as_read(self.data.target)
+        unrounded = self.data.plan.places.samples(UNROUNDED, config.data.evaluation)
         for folder in job.folders:
+            if folder == unrounded:
+                size = unrounded_size(shape.tokens, shape.width, config.evaluation.images)
+            else:
+                size = samples_size(shape.tokens, shape.width, config.evaluation.images, samplers)
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
 
     def _checkpoints(self) -> Stored:
@@ -208,14 +215,20 @@ class Storage:
             if job.spec.stage == "train" and self.states[job.name] is State.TO_RUN:
                 run = job.spec.target["run"]
                 network = self._network(run)
-                weights = weights_size(network, data.source, data.target, data.translated_tokens)
+                weights = self._weights_size(network)
                 optimizer = data.plan.config.run(run).train.optimizer
                 amount += checkpoint_size(network, optimizer).times(KEPT_CHECKPOINTS + 1) + weights
         return Stored(RESULTS, "checkpoints, while trainings run", Amount(), amount)
 
     def _network(self, run: str) -> NetworkSize:
         model = tuple(self.data.plan.config.run(run).model.model_dump().items())
-        return network_size(model, self.data.source, self.data.target, self.data.translated_tokens)
+        return network_size(model, *self._shapes())
+
+    def _weights_size(self, network: NetworkSize) -> Amount:
+        return weights_size(network, *self._shapes())
+
+    def _shapes(self) -> tuple[EncoderShape, EncoderShape]:
+        return self.data.as_read(self.data.source), self.data.as_read(self.data.target)
 
 
 def training_steps(data: DataFacts, run: str) -> int | None:

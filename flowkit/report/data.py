@@ -68,6 +68,9 @@ class Measurement:
     seed_spread: float | None
 
 
+VERDICTS = ("shown", "not shown", "not measured")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One row of `verdicts.json`: a goal, what was measured and what was asked for."""
@@ -78,9 +81,9 @@ class Verdict:
     demand: float | str | None
 
     @property
-    def holds(self) -> bool:
+    def is_shown(self) -> bool:
         """Whether the numbers bear the goal."""
-        return self.verdict == "holds"
+        return self.verdict == "shown"
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,8 @@ def _measurement(row: Mapping[str, Any], path: Path) -> Measurement:
 
 def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
     verdict = row.get("verdict")
-    if verdict not in ("holds", "not shown"):
-        raise ReportError(
-            f"{path}: verdict {verdict!r} of {row.get('goal')!r}, expected 'holds' or 'not shown'"
-        )
+    if verdict not in VERDICTS:
+        raise ReportError(f"{path}: verdict {verdict!r} of {row.get('goal')!r}, expected one of {VERDICTS}")
     value, demand = (
         item if isinstance(item, str) else finite(item) for item in (row.get("value"), row.get("demand"))
     )
@@ -178,7 +179,7 @@ def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
 def _run_files(folder: Path, inputs: ReportInputs) -> RunFiles:
     name = folder.name
     train = artifact(folder / "train", "metrics.jsonl", inputs.train_artifacts.get(name))
-    evaluation = artifact(folder / "evaluation", "details-*.npz", inputs.evaluation_artifacts.get(name))
+    evaluation = artifact(folder / "evaluation", "scores.json", inputs.evaluation_artifacts.get(name))
     details = {}
     for path in sorted(evaluation.glob("details-*.npz")) if evaluation else []:
         details[path.stem.removeprefix("details-")] = read_details(path)

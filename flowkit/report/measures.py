@@ -63,6 +63,12 @@ _SHOWN = (
         "The same after subtracting the mean of each position: the constant prediction scores 0.",
         "higher",
     ),
+    Measure(
+        "skill_tok_ccos",
+        "gap closed, centred cosine",
+        "Share of the gap between ridge and 1 that is closed in the centred token cosine.",
+        "higher",
+    ),
     Measure("img_cos", "image cosine", "Cosine of token means. It hides errors of single tokens.", "higher"),
     Measure(
         "img_ccos",
@@ -87,18 +93,24 @@ _SHOWN = (
     Measure(
         "fd_img_disjoint",
         "Fréchet, other images",
-        "Fréchet distance of token means to those of other images. The true features give the floor.",
+        "One half's predictions against the other half's true token means. The true features give the floor.",
         "lower",
         4,
     ),
     Measure(
         "fd_tok_disjoint",
         "Fréchet, tokens of other images",
-        "Fréchet distance of single tokens to true tokens of other images.",
+        "One half's predictions against the other half's true tokens.",
         "lower",
         4,
     ),
-    Measure("mmd", "MMD", "Maximum mean discrepancy of pooled embeddings.", "lower", 4),
+    Measure(
+        "mmd",
+        "MMD",
+        "Squared maximum mean discrepancy of pooled vectors, unbiased: holds for any number of images.",
+        "lower",
+        4,
+    ),
     Measure(
         "emb_cos",
         "embedding cosine",
@@ -162,15 +174,32 @@ _SHOWN = (
     Measure(
         "seed_spread",
         "seed variance",
-        "Variance over sampling seeds as a share of the data variance.",
+        "Variance over noise seeds as a share of the data variance.",
         "neither",
         4,
     ),
     Measure(
+        "dispersion",
+        "dispersion ratio",
+        "Variance over noise seeds beside the error of their mean: 1 is calibrated, 0 is no uncertainty at all.",
+        "nearer 1",
+    ),
+    Measure("r2_of_mean", "R² of the mean", "R² of the mean of all samples of an image.", "higher"),
+    Measure(
         "auc",
         "two-sample AUC",
-        "How well a probe tells predictions from true tokens: 0.5 is indistinguishable.",
+        "How well a classifier tells predictions from true tokens: 0.5 is indistinguishable.",
         "lower",
+    ),
+    *(
+        Measure(
+            f"over_{level}{answer}",
+            f"cosine over .{level // 10}{words}",
+            f"Share of images whose image cosine exceeds .{level // 10}{words}.",
+            "higher" if not answer else "neither",
+        )
+        for answer, words in (("", ""), ("_constant", ", constant"), ("_shuffled", ", shuffled pairs"))
+        for level in (70, 80, 90)
     ),
     Measure("nfe", "evaluations", "Network evaluations per image.", "lower", 0),
     Measure("images_per_s", "images / s", "Images sampled per second.", "higher", 1),

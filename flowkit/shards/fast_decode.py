@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -28,7 +29,12 @@ def decode_pixels(sample: Sample) -> Tensor:
             )
         except RuntimeError:  # the exact decoder knows whether the image is damaged, and how
             pass
-    return torch.from_numpy(np.array(decode_image(sample))).permute(2, 0, 1).contiguous()
+    return pixels_of(decode_image(sample))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return the pixels uint8 [3, H, W] of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def is_plain_jpeg(content: bytes) -> bool:

@@ -146,7 +146,7 @@ class DataPlan:
                     is_local=True,
                 )
         elif isinstance(described, CocoDataset):
-            leave_out = {"images", "images_per_shard", "captions"}
+            leave_out = {"images", "images_per_shard", "captions", "instances"}
             values = {"datasets": {dataset: described.model_dump(exclude=leave_out)}}
             spec = self._spec("fetch", {"dataset": dataset}, values)
             yield Job(
@@ -190,13 +190,7 @@ class DataPlan:
         return rule_word(encoder.name if is_alone else self.encoder_id(encoder))
 
     def _extract(self, dataset: str, encoder: Encoder) -> Iterator[Job]:
-        identity, described = self.encoder_id(encoder), self.config.datasets[dataset]
-        limit = getattr(described, "samples_per_shard", None)
-        values = {
-            "encoder": encoder.model_dump(),
-            "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
-            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
-        }
+        identity, values = self.encoder_id(encoder), self._extraction_values(dataset, encoder)
         for number, batch in self._batches(dataset):
             target = {
                 "dataset": dataset,
@@ -213,6 +207,16 @@ class DataPlan:
                 memory_mb=EXTRACT_MEMORY_MB[encoder_family(encoder.name)],
                 runtime_minutes=60 + 10 * len(batch),
             )
+
+    def _extraction_values(self, dataset: str, encoder: Encoder) -> dict[str, Any]:
+        """What the tokens of a data set depend on."""
+        described = self.config.datasets[dataset]
+        limit = getattr(described, "samples_per_shard", None)
+        return {
+            "encoder": encoder.model_dump(),
+            "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
+            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
+        }
 
     def _convert(self, dataset: str) -> Iterator[Job]:
         identity = self.encoder_id(self.config.encoders.source)
@@ -243,11 +247,18 @@ class DataPlan:
         inputs = (self._weights_of(encoder),)
         return Job(f"head_{rule_word(encoder.name)}", spec, inputs, (self.places.head(self.target_id),))
 
+    def _class_values(self, dataset: str) -> dict[str, Any]:
+        """What decides which classes a data set has; which file names them does not."""
+        described = self.config.datasets[dataset]
+        if isinstance(described, CocoDataset):
+            return {"kind": described.kind, "has_instances": described.instances is not None}
+        return {"kind": described.kind}
+
     def _texts(self) -> Job:
         dataset, encoder = self.config.data.evaluation, self.config.encoders.target
         values = {
             "encoder": encoder.model_dump(),
-            "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
+            "datasets": {dataset: self._class_values(dataset)},
         }
         target = {
             "dataset": dataset,

@@ -1,12 +1,13 @@
 """Stage `evaluate`: every metric of every sampler of a run, or of all baselines, and the arrays that the report draws.
 
 scores.json             {sampler: rows of metric, value, low, high}
-details-<sampler>.npz   figures per image, per position and for a gallery
+notes.json              {sampler: why some metrics were not measured, or on what}
+details-<sampler>.npz   figures per image, per position and for a gallery; none where nothing could be measured
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,25 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
 from flowkit.errors import ConfigError, StoreError
+from flowkit.evaluation.collected import Embed, collect_true
 from flowkit.evaluation.details import per_image
-from flowkit.evaluation.metrics import mean_over_images
 from flowkit.evaluation.retrieval import Captions
-from flowkit.evaluation.score import Classes, score
+from flowkit.evaluation.score import Classes, MetricRow, Note, Scored, Texts, not_scored, score
+from flowkit.evaluation.tokens import Floats, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
-from flowkit.features.loader import PairedTokens
-from flowkit.features.store import TokenStore
-from flowkit.paths import HEAD, SCORES, TEXT_EMBEDDINGS, TEXTS
-from flowkit.progress import Progress
+from flowkit.features.samples import Samples, open_samples
+from flowkit.paths import HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
+from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
-from flowkit.stages.paired import open_pairs, open_training_pairs
+from flowkit.stages.classes import image_class_names
+from flowkit.stages.paired import evenly_spaced, open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
-Floats = NDArray[np.float32]
+DETERMINISTIC = ("closed-form", "direct-1")
+KEYS_IN_A_NOTE = 5
 
 
 def run(spec: Spec) -> None:
@@ -60,24 +62,47 @@ def run(spec: Spec) -> None:
 
 def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
     content, manifest = committed(samples)
-    samplers = manifest["counts"]["samplers"]
-    scores: dict[str, Any] = {}
-    progress = Progress(f"evaluate {name}", len(samplers), "sampler")
-    for sampler in samplers:
-        predicted = _read_samples(content / sampler)
-        scores[sampler] = truth.score(predicted) + _cost_rows(manifest, sampler)
-        np.savez(session.work / f"details-{sampler}.npz", **truth.details(predicted))
+    counts = manifest["counts"]
+    scores: dict[str, list[MetricRow]] = {}
+    notes: dict[str, list[Note]] = {}
+    progress = Progress(f"evaluate {name}", len(counts["samplers"]), "sampler")
+    for sampler in counts["samplers"]:
+        sets = [open_samples(content / noise_folder(k) / sampler) for k in range(counts["noise"][sampler])]
+        rows, notes[sampler] = _scored(session, truth, sampler, sets)
+        scores[sampler] = rows + _cost_rows(counts, sampler)
+        for note in notes[sampler]:
+            logger.info(
+                "run=%s sampler=%s metrics=%s note=%r", name, sampler, len(note["metrics"]), note["note"]
+            )
         progress.advance()
     progress.close()
     write_json(session.work / SCORES, scores)
-    session.commit({"samplers": samplers, "images": len(truth.target_NTD)})
+    write_json(session.work / NOTES, notes)
+    session.commit({"samplers": counts["samplers"], "images": len(truth.keys)})
+
+
+def _scored(
+    session: Session, truth: Truth, sampler: str, sets: Sequence[Samples]
+) -> tuple[list[MetricRow], list[Note]]:
+    for samples in sets:
+        demand_same_keys(truth.keys, samples, sampler)
+    if refused := [key for samples in sets for key in samples.refused_keys]:
+        logger.warning("sampler=%s refused=%d first=%s", sampler, len(refused), refused[0])
+        return not_scored(
+            f"{len(refused)} of {sum(map(len, sets)) + len(refused)} samples are not finite or beyond float16, first "
+            f"{', '.join(refused[:KEYS_IN_A_NOTE])}: the run has diverged, lower its learning rate or guidance"
+        )
+    found = truth.score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
+    if found.collected.finite_N.all():
+        np.savez(session.work / f"details-{sampler}.npz", **truth.details(found))
+    return found.rows, found.notes
 
 
 class Truth:
     """What predictions are compared with: true tokens, the training mean, embeddings, captions and classes."""
 
     def __init__(self, spec: Spec) -> None:
-        self.settings, data = spec.values["evaluation"], spec.values["data"]
+        self.settings = spec.values["evaluation"]
         dataset, train, target_id = spec.target["dataset"], spec.target["train"], spec.target["target"]
         pairs = open_pairs(spec, dataset)
         count = self.settings["images"]
@@ -85,85 +110,94 @@ class Truth:
             raise ConfigError(
                 f"evaluation.images={count}: {dataset} has {len(pairs)} pairs, lower it or add images"
             )
-        _, target = pairs.batch(np.arange(len(pairs)))
-        self.target_NTD: Floats = target[:count].numpy()
-        self.disjoint_NTD: Floats | None = target[count:].numpy() if len(pairs) >= 2 * count else None
+        samples = pairs.samples().iloc[:count]
+        self.keys = samples["key"].tolist()
         training = open_training_pairs(spec, train)
-        self.mean_TD = mean_over_images(training.batch(np.arange(len(training)))[1].numpy())
-        self.has_cls = data["layout"] == "cls_patches"
-        self.head = load_file(committed(spec.places.head(target_id))[0] / HEAD)
+        chosen = evenly_spaced(len(training), spec.values["closed_forms"]["images"])
+        self.side = collect_true(
+            pairs.target(np.arange(count)),
+            mean_over_images(training.target(chosen)),
+            embedding_of(spec.values["data"]["layout"], committed(spec.places.head(target_id))[0]),
+        )
         texts, _ = committed(spec.places.texts(dataset, target_id))
-        self.captions, self.classes = _texts(texts, pairs, count)
-        self.target_pooled_NP = self._pooled(self.target_NTD)
-
-    def score(self, predicted_NTD: Floats) -> list[Any]:
-        """Return the metric rows of one sampler."""
-        return list(
-            score(
-                predicted_NTD,
-                self.target_NTD,
-                self.mean_TD,
-                predicted_pooled_NP=self._pooled(predicted_NTD),
-                target_pooled_NP=self.target_pooled_NP,
-                captions=self.captions,
-                classes=self.classes,
-                disjoint_target_NTD=self.disjoint_NTD,
-                draws=self.settings["bootstrap_draws"],
-                seed=self.settings["seed"],
-            )
+        kind = spec.values["datasets"][dataset]["kind"]
+        self.texts = _texts(
+            texts, samples["captions"].tolist(), image_class_names(kind, samples["attributes_json"])
         )
 
-    def details(self, predicted_NTD: Floats) -> dict[str, Any]:
-        """Return the arrays that the report draws."""
-        return per_image(
-            predicted_NTD,
-            self.target_NTD,
-            self.mean_TD,
-            predicted_pooled_NP=self._pooled(predicted_NTD),
-            target_pooled_NP=self.target_pooled_NP,
-            captions=self.captions,
+    def score(self, predicted: Samples, noise: Sequence[Samples], *, is_deterministic: bool) -> Scored:
+        """Return the metric rows of one sampler, with notes."""
+        return score(
+            predicted,
+            self.side,
+            texts=self.texts,
+            noise=noise,
+            is_deterministic=is_deterministic,
+            keys=self.keys,
+            draws=self.settings["bootstrap_draws"],
             seed=self.settings["seed"],
         )
 
-    def _pooled(self, tokens_NTD: Floats) -> Floats | None:
-        """Return embeddings by the target's own head; without a class token there are none."""
-        return apply_head(torch.from_numpy(tokens_NTD), self.head).numpy() if self.has_cls else None
+    def details(self, found: Scored) -> dict[str, Any]:
+        """Return the arrays that the report draws."""
+        return per_image(found.collected, self.side, captions=self.texts.captions, seed=self.settings["seed"])
 
 
-def _read_samples(folder: Path) -> Floats:
-    """Return the predicted tokens, one row per image; a sample that was refused would shift all rows after it."""
-    store = TokenStore(folder)
-    if refused := len(store.rejects):
+def embedding_of(layout: str, head_folder: Path) -> Embed | None:
+    """Return how tokens of a layout become image embeddings; without a class token they do not."""
+    if layout == "patches":
+        return None
+    if layout == "pooled":
+        return _first_token
+    head = load_file(head_folder / HEAD)
+
+    def embed(tokens_NTD: Floats) -> Floats:
+        return apply_head(torch.from_numpy(np.asarray(tokens_NTD, np.float32)), head).numpy()
+
+    return embed
+
+
+def demand_same_keys(expected: Sequence[str], samples: Samples, sampler: str) -> None:
+    """Raise `StoreError` naming the first key that differs, unless samples are those of the first images, in order.
+
+    Samples that were refused are known by their keys and left out of the comparison.
+    """
+    refused = set(samples.refused_keys)
+    wanted = [key for key in expected[: len(samples) + len(refused)] if key not in refused]
+    for place, (key, found) in enumerate(zip(wanted, samples.keys, strict=False)):
+        if key != found:
+            raise StoreError(
+                f"samples of {sampler}: place {place} holds image {found!r}, expected {key!r}; sample the run again"
+            )
+    if len(wanted) != len(samples.keys):
         raise StoreError(
-            f"{folder}: {refused} of {refused + len(store)} samples are not finite or beyond float16, the first is "
-            f"number {store.rejects['index'].iloc[0]}; the run has diverged, lower its learning rate or guidance"
+            f"samples of {sampler}: {len(samples.keys)} images, expected {len(wanted)}; sample the run again"
         )
-    return store.read_tokens(range(len(store))).astype(np.float32)
 
 
-def _cost_rows(manifest: dict[str, Any], sampler: str) -> list[dict[str, Any]]:
-    nfe = manifest["counts"]["nfe"][sampler]
-    return [{"metric": "nfe", "value": float(nfe), "low": None, "high": None}]
+def _first_token(tokens_NTD: Floats) -> Floats:
+    return tokens_NTD[:, 0]
 
 
-def _texts(folder: Path, pairs: PairedTokens, count: int) -> tuple[Captions, Classes | None]:
-    """Return captions and classes of the first `count` pairs."""
+def _cost_rows(counts: dict[str, Any], sampler: str) -> list[MetricRow]:
+    return [MetricRow(metric="nfe", value=float(counts["nfe"][sampler]), low=None, high=None)]
+
+
+def _texts(
+    folder: Path, captions_of_images: Sequence[Sequence[str]], class_names: Sequence[Sequence[str]]
+) -> Texts:
+    """Return captions and classes of the judged images."""
     embeddings = load_file(folder / TEXT_EMBEDDINGS)
     texts = read_json(folder / TEXTS)
     row_of = {text: row for row, text in enumerate(texts["captions"])}
-    samples = pairs.samples().iloc[:count]
-    owned = [(image, text) for image, captions in enumerate(samples["captions"]) for text in captions]
+    owned = [(image, text) for image, captions in enumerate(captions_of_images) for text in captions]
     captions = Captions(
         embeddings["captions"].numpy()[[row_of[text] for _, text in owned]],
         [text for _, text in owned],
         np.array([image for image, _ in owned], dtype=np.int64),
     )
     if not texts["classes"]:
-        return captions, None
-    from flowkit.shards.demo_shapes import image_classes
-
+        return Texts(captions)
     number = {name: row for row, name in enumerate(texts["classes"])}
-    named = [image_classes(json.loads(text)) for text in samples["attributes_json"]]
-    # with two objects a prompt can join the colour of one with the shape of the other: one-object images are judged
-    classes = [[number[name] for name in names] if len(names) == 1 else [] for names in named]
-    return captions, Classes(embeddings["prompts"].numpy(), class_table(classes, len(number)))
+    table = class_table([[number[name] for name in names] for names in class_names], len(number))
+    return Texts(captions, Classes(embeddings["prompts"].numpy(), table))

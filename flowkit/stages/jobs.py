@@ -23,6 +23,7 @@ STAGES = {
     "train": "Train a run.",
     "sample": "Translate the evaluation set with a trained run.",
     "baselines": "Fit the closed-form baselines and translate the evaluation set with them.",
+    "ceilings": "Encode the evaluation set once more: unrounded, from JPEGs, from crops.",
     "evaluate": "Measure the samples of a run or baseline.",
     "summary": "Join the metrics of all runs and judge the goals.",
     "report": "Write the static pages.",

@@ -59,6 +59,7 @@ def _from_coco(session: Session, values: dict[str, Any], archives: Path) -> list
         session.work,
         images=values["images"],
         images_per_shard=values["images_per_shard"],
+        instances_member=values["instances"],
         progress=progress.advance,
     )
     progress.close()

@@ -7,14 +7,16 @@ runs the same jobs without Snakemake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from flowkit.datasets import CocoDataset, DemoDataset
+from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
-from flowkit.stages.data_jobs import DataPlan
+from flowkit.sections import CEILINGS
+from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
 from flowkit.stages.jobs import Job, rule_word
 
 
@@ -80,8 +82,13 @@ class Plan(DataPlan):
             yield self._train(run)
             yield self._sample(run)
             yield self._evaluate(run, (run,))
+        ceilings = [name for name in self.config.baselines if name in CEILINGS]
+        closed_forms = [name for name in self.config.baselines if name not in CEILINGS]
+        if closed_forms:
+            yield self._baselines(closed_forms)
+        if ceilings:
+            yield self._ceilings(ceilings)
         if self.config.baselines:
-            yield self._baselines()
             yield self._evaluate("baselines", self.config.baselines)
         yield self._summary()
         yield self._report()
@@ -134,22 +141,46 @@ class Plan(DataPlan):
             f"sample_{rule_word(run)}", spec, inputs, (self.places.samples(run, dataset),), memory_mb=4000
         )
 
-    def _baselines(self) -> Job:
+    def _baselines(self, names: Sequence[str]) -> Job:
         values = {
             "evaluation": {"images": self.config.evaluation.images},
             "closed_forms": self.config.closed_forms.model_dump(),
             "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         train, dataset = self.config.data.train, self.config.data.evaluation
-        target = {"baselines": ",".join(self.config.baselines), "train": train, **self._pair_target(dataset)}
+        target = {"baselines": ",".join(names), "train": train, **self._pair_target(dataset)}
         inputs = (self._pairs_folder(train), self._pairs_folder(dataset))
-        folders = tuple(self.places.samples(baseline, dataset) for baseline in self.config.baselines)
+        folders = tuple(self.places.samples(baseline, dataset) for baseline in names)
         return Job("baselines", self._spec("baselines", target, values), inputs, folders, memory_mb=6000)
+
+    def _ceilings(self, names: Sequence[str]) -> Job:
+        dataset, encoder = self.config.data.evaluation, self.config.encoders.target
+        values = {
+            **self._extraction_values(dataset, encoder),
+            "evaluation": {"images": self.config.evaluation.images},
+            "data": {"layout": self.config.data.layout},
+        }
+        target = {
+            "ceilings": ",".join(names),
+            "weights": self.weights_id(encoder),
+            **self._pair_target(dataset),
+        }
+        tars = self.tars(dataset)
+        return Job(
+            "ceilings",
+            self._spec("ceilings", target, values),
+            (self._pairs_folder(dataset), *self._tar_results(dataset, tars), self._weights_of(encoder)),
+            tuple(self.places.samples(name, dataset) for name in names),
+            memory_mb=EXTRACT_MEMORY_MB[encoder_family(encoder.name)],
+            runtime_minutes=60 + 10 * len(tars) * len(names),
+        )
 
     def _evaluate(self, name: str, runs: tuple[str, ...]) -> Job:
         train, dataset = self.config.data.train, self.config.data.evaluation
         values = {
             "evaluation": self.config.evaluation.model_dump(),
+            "closed_forms": self.config.closed_forms.model_dump(include={"images"}),
+            "datasets": {dataset: self._class_values(dataset)},
             "data": self.config.data.model_dump(include={"layout", "source_tokens", "validation_shards"}),
         }
         target = {"runs": ",".join(runs), "train": train, **self._pair_target(dataset)}
@@ -196,5 +227,6 @@ class Plan(DataPlan):
 def _serves(job: Job, key: str, value: str) -> bool:
     named = job.spec.target.get(key)
     if named is None and key == "run":
-        named = job.spec.target.get("runs") or job.spec.target.get("baselines")
+        target = job.spec.target
+        named = target.get("runs") or target.get("baselines") or target.get("ceilings")
     return named is not None and value in named.split(",")

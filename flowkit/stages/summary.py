@@ -12,7 +12,7 @@ from typing import Any
 from flowkit.evaluation.goals import experiment_goals
 from flowkit.evaluation.summary import RunScore, SummaryRow, summary_rows
 from flowkit.evaluation.verdicts import verdicts
-from flowkit.paths import RUN_RECORD, SCORES
+from flowkit.paths import NOTES, RUN_RECORD, SCORES
 from flowkit.progress import logger
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.session import Spec, committed, open_session
@@ -27,13 +27,14 @@ def run(spec: Spec) -> None:
         if not session.is_done:
             rows = summary_rows(_scores(spec, runs, dataset))
             judged = verdicts(rows, experiment_goals(rows, spec.values["goals"]), data=dataset)
-            write_json(session.work / SUMMARY, _document(spec, rows))
+            notes = list(_notes(spec, runs, dataset))
+            write_json(session.work / SUMMARY, {**_document(spec, rows), "notes": notes})
             write_json(session.work / VERDICTS, _document(spec, judged))
             session.commit({"rows": len(rows), "goals": len(judged)})
         content, _ = committed(places.summary)
-        rows, judged = (read_json(content / name)["rows"] for name in (SUMMARY, VERDICTS))
+        summary, judged = read_json(content / SUMMARY), read_json(content / VERDICTS)["rows"]
         rates = [row for run in runs for row in _rates(spec, run, dataset)]
-        write_json(places.experiment_folder / SUMMARY, _document(spec, rows + rates))
+        write_json(places.experiment_folder / SUMMARY, {**summary, "rows": summary["rows"] + rates})
         write_json(places.experiment_folder / VERDICTS, _document(spec, judged))
         for row in judged:
             logger.info(
@@ -48,6 +49,14 @@ def _scores(spec: Spec, runs: list[str], dataset: str) -> Iterator[RunScore]:
         scores = read_json(content / SCORES)
         for sampler in manifest["counts"]["samplers"]:
             yield RunScore(run, sampler, dataset, scores[sampler])
+
+
+def _notes(spec: Spec, runs: list[str], dataset: str) -> Iterator[dict[str, Any]]:
+    """Yield why figures are missing, or on what they were measured."""
+    for run in runs:
+        content, _ = committed(spec.places.evaluation(run))
+        for sampler, notes in read_json(content / NOTES).items():
+            yield from ({"run": run, "sampler": sampler, "data": dataset, **note} for note in notes)
 
 
 def _rates(spec: Spec, run: str, dataset: str) -> Iterator[SummaryRow]:

@@ -18,6 +18,7 @@ from flowkit.features.store import TokenStore
 from flowkit.paths import TEXT_EMBEDDINGS, TEXTS
 from flowkit.progress import Progress
 from flowkit.provenance import write_json
+from flowkit.stages.classes import class_texts
 from flowkit.stages.device import best_device
 from flowkit.stages.inputs import weights_of
 from flowkit.stages.session import Spec, committed, open_session
@@ -38,7 +39,8 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         captions = sorted({text for store in stores for text in _captions(TokenStore(committed(store)[0]))})
-        classes, prompts = _class_prompts(spec.values["datasets"][dataset]["kind"])
+        described = spec.values["datasets"][dataset]
+        classes, prompts = class_texts(described["kind"], described.get("has_instances", False))
         weights, _ = weights_of(spec)
         encoder = load_encoder(
             settings["name"], weights, precision=settings["precision"], device=best_device()
@@ -72,12 +74,3 @@ def _embed(encoder: FrozenEncoder, texts: list[str], partial: Path) -> torch.Ten
 
 def _captions(store: TokenStore) -> list[str]:
     return [text for texts in store.samples["captions"] for text in texts]
-
-
-def _class_prompts(kind: str) -> tuple[list[str], list[str]]:
-    """Return class names and prompts; data sets without classes have none, and zero-shot is then not measured."""
-    if kind != "demo":
-        return [], []
-    from flowkit.shards.demo_shapes import class_prompts
-
-    return class_prompts()

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import evaluation_bench
 import extraction_bench
 import loader_bench
 import model_bench
@@ -27,13 +28,14 @@ GROUPS = {
     "loader": loader_bench.rows,
     "extraction": extraction_bench.rows,
     "model": model_bench.rows,
+    "evaluation": evaluation_bench.rows,
 }
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("results/bench/bench.json"),
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(GROUPS)}.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where the data lies while measuring (2 GB).")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the data lies while measuring (6 GB).")] = None,
 ) -> None:
     """Measure, print and save."""
     rows: list[dict[str, Any]] = []

@@ -36,8 +36,10 @@ def test_seeds_differ_from_the_demo_in_runs_and_evaluation_pictures_alone() -> N
     fresh = seeds["datasets"].pop("shapes-fresh")
     assert fresh == {**demo["datasets"].pop("shapes-test"), "seed": fresh["seed"]}
     differing = {section for section in demo if demo[section] != seeds[section]}
-    assert differing == {"experiment", "data", "report", "runs"}
+    assert differing == {"experiment", "data", "train", "sampling", "evaluation", "goals", "report", "runs"}
     assert demo["data"] | {"evaluation": "shapes-fresh"} == seeds["data"]
+    assert demo["train"] | {"steps": 4 * demo["train"]["steps"]} == seeds["train"]
+    assert demo["sampling"]["samplers"] == seeds["sampling"]["samplers"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_every_shipped_configuration_can_be_planned(tmp_path: Path) -> None:
                     path, tuple(f"datasets.{n}.path={tmp_path}/{n}" for n in config.datasets)
                 )
             if isinstance(dataset, HubDataset):
-                tars = [{"name": f"{n:05d}.tar", "bytes": 5, "sha256": f"{n:064x}"} for n in range(40)]
+                tars = [{"name": f"{n:05d}.tar", "bytes": 5, "sha256": f"{n:064x}"} for n in range(100)]
                 listing = {"repository": dataset.repository, "revision": dataset.revision, "commit": "c" * 40}
                 write_json(places.listing(dataset.repository, dataset.revision), {**listing, "tars": tars})
         for name in config.datasets:

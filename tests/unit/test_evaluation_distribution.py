@@ -4,7 +4,23 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from flowkit.evaluation.distribution import frechet_distance, moments, relative_frechet
+from flowkit.evaluation import distribution
+from flowkit.evaluation.distribution import (
+    TenthsOfMoments,
+    disjoint_frechet,
+    frechet_distance,
+    half_is_measurable,
+    moments,
+    moments_of_tenths,
+    total,
+)
+
+
+def relative_frechet(predicted, target):
+    shift = np.asarray(target).reshape(-1, target.shape[-1]).mean(axis=0)
+    return distribution.relative_frechet(
+        moments_of_tenths(predicted, shift), moments_of_tenths(target, shift)
+    )
 
 
 def distance(a, b):
@@ -45,7 +61,7 @@ def test_scale_does_not_matter_and_a_large_mean_costs_no_precision():
 
 def test_singular_covariance():
     """Fewer vectors than channels: still finite, and zero for equal sets."""
-    few = np.random.default_rng(3).normal(size=(5, 40))
+    few = np.random.default_rng(3).normal(size=(20, 40))
     assert relative_frechet(few, few).value == pytest.approx(0.0, abs=1e-6)
     assert 0 < relative_frechet(few, few + 1.0).value < np.inf
 
@@ -77,5 +93,36 @@ def test_what_cannot_be_measured_is_nan():
     broken = target.copy()
     broken[4] = np.inf
     assert np.isnan(relative_frechet(broken, target).value)
-    assert np.isnan(relative_frechet(target[:1], target).value)
     assert np.isnan(relative_frechet(target, np.zeros((50, 3))).value)
+
+
+def test_tenths_filled_by_chunks_are_those_of_the_whole():
+    data, shift = np.random.default_rng(7).normal(size=(57, 3, 4)), np.full(4, 0.5)
+    chunked = TenthsOfMoments(shift)
+    for first in range(0, 57, 8):
+        chunked.add(data[first : first + 8], first)
+    for ours, whole, tenth in zip(chunked.moments(), moments_of_tenths(data, shift), range(10), strict=True):
+        assert ours.count == whole.count == 3 * len(data[tenth::10])
+        assert ours.outer_DD == pytest.approx(whole.outer_DD)
+    assert total(chunked.moments()).covariance() == pytest.approx(np.cov(data.reshape(-1, 4).T, ddof=0))
+
+
+def test_other_half_is_the_distance_of_two_real_sets():
+    """For true tokens: what a distance between unlike images is at half their number, both ways."""
+    target = np.random.default_rng(8).normal(size=(400, 6))
+    shift = np.zeros(6)
+    parts = moments_of_tenths(target, shift)
+    tenth = np.arange(400) % 10
+    even, odd = moments(target[tenth % 2 == 0], shift), moments(target[tenth % 2 == 1], shift)
+    ways = [frechet_distance(a, b) / np.trace(b.covariance()) for a, b in ((even, odd), (odd, even))]
+    found = disjoint_frechet(parts, parts)
+    assert found.value == pytest.approx(np.mean(ways))
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "measurable"),
+    [(5000, 1024, True), (1000, 1024, False), (2500, 1024, True), (2270, 1024, False)],
+)
+def test_half_of_the_images_must_span_the_channels(images, channels, measurable):
+    assert half_is_measurable(images, channels) == measurable

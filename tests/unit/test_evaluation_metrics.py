@@ -5,15 +5,18 @@ import pytest
 from sklearn.metrics import r2_score
 from sklearn.metrics.pairwise import paired_cosine_distances
 
-from flowkit.evaluation import metrics
+from flowkit.evaluation import tokens as tokens_module
 from flowkit.evaluation.bootstrap import bootstrap, draw_counts
+from flowkit.evaluation.collected import collect, collect_true
 from flowkit.evaluation.metrics import token_ratios, token_statistics
+from flowkit.evaluation.tokens import chunks, mean_over_images
 
 NAMES = ("tok_cos", "tok_ccos", "img_cos", "img_ccos", "r2", "var_ratio", "norm_ratio")
 
 
 def values_of(predicted, target, mean):
-    ratios = token_ratios(token_statistics(predicted, target, mean))
+    found = collect(predicted, collect_true(target, mean, None))
+    ratios = token_ratios(found.statistics, found.predicted_offset, found.target_offset)
     estimates = bootstrap(ratios, draw_counts(len(target), draws=20, seed=0))
     return {name: estimate.value for name, estimate in estimates.items()}
 
@@ -96,8 +99,16 @@ def test_token_means_hide_wrong_tokens():
 
 def test_chunk_size_does_not_matter(tokens, monkeypatch):
     whole = values_of(*tokens)
-    monkeypatch.setattr(metrics, "IMAGES_PER_CHUNK", 7)
+    monkeypatch.setattr(tokens_module, "MOST_ROWS", 7)
     assert values_of(*tokens) == pytest.approx(whole, rel=1e-12)
+    assert mean_over_images(tokens[1]) == pytest.approx(tokens[1].mean(axis=0), abs=1e-6)
+
+
+def test_chunks_cover_all_images_and_hold_a_bounded_number_of_values():
+    for images, values in ((1, 1), (256, 10), (257, 10), (5000, 257 * 1024), (3, 2**30)):
+        ranges = list(chunks(images, values))
+        assert [row for rows in ranges for row in range(rows.start, rows.stop)] == list(range(images))
+        assert all((rows.stop - rows.start - 1) * values <= 2**23 for rows in ranges)
 
 
 def test_not_finite_prediction_is_not_hidden(tokens):

@@ -2,14 +2,16 @@
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
 
-from flowkit.evaluation.details import gallery_rows, other_image, per_image
+from flowkit.evaluation import tokens as tokens_module
+from flowkit.evaluation.collected import collect, collect_true
+from flowkit.evaluation.details import gallery_rows, per_image
 from flowkit.evaluation.retrieval import Captions
-from flowkit.evaluation.score import METRICS, Classes, score
+from flowkit.evaluation.score import METRICS, Classes, Texts, score
+from flowkit.evaluation.thresholds import other_image
 from flowkit.evaluation.zero_shot import class_table
 
 IMAGES, TOKENS, CHANNELS = 120, 5, 6
@@ -30,7 +32,6 @@ def case():
         "mean": np.ones((TOKENS, CHANNELS)),
         "captions": Captions(target[:, 0], texts, np.arange(IMAGES)),
         "classes": Classes(prompts, class_table([[int(c)] for c in classes], 3)),
-        "disjoint": generator.normal(size=(90, TOKENS, CHANNELS)) + 1.0,
     }
 
 
@@ -38,26 +39,38 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def full_score(case, predicted, **changes):
-    arguments = {
-        "predicted_pooled_NP": predicted[:, 0],
-        "target_pooled_NP": case["target"][:, 0],
-        "captions": case["captions"],
-        "classes": case["classes"],
-        "disjoint_target_NTD": case["disjoint"],
-        "draws": 200,
-    }
-    rows = score(predicted, case["target"], case["mean"], **(arguments | changes))
-    assert tuple(row["metric"] for row in rows) == METRICS
-    return {row["metric"]: row for row in rows}
+def first_token(tokens):
+    """The embedding of a pooled layout."""
+    return tokens[:, 0]
+
+
+def scored(case, predicted, *, embed=first_token, texts=None, **settings):
+    """Rows by metric, and notes by metric."""
+    true = collect_true(case["target"], case["mean"], embed)
+    texts = Texts(case["captions"], case["classes"]) if texts is None else texts
+    found = score(predicted, true, **({"texts": texts, "is_deterministic": True, "draws": 200} | settings))
+    assert tuple(row["metric"] for row in found.rows) == METRICS
+    notes = {metric: note["note"] for note in found.notes for metric in note["metrics"]}
+    return {row["metric"]: row for row in found.rows}, notes
+
+
+def full_score(case, predicted, **settings):
+    return scored(case, predicted, **settings)[0]
+
+
+def details(case, predicted, embed=None, **settings):
+    true = collect_true(case["target"], case["mean"], embed)
+    return per_image(collect(predicted, true), true, **settings)
 
 
 def test_true_tokens_reach_the_ceiling_of_every_metric(case):
     rows = full_score(case, case["target"])
-    zero = {"fd_tok", "fd_img"}
+    zero = {"fd_tok", "fd_img", "mmd", "seed_spread", "dispersion"}
+    other = {"fd_tok_disjoint", "fd_img_disjoint", "auc", "r2_of_mean"}
     for metric, row in rows.items():
-        if not metric.endswith("disjoint"):
+        if metric not in other and not metric.startswith("over_"):
             assert row["value"] == pytest.approx(0.0 if metric in zero else 1.0, abs=1e-6), metric
+    assert rows["over_90"]["value"] == 1.0
     assert 0 < rows["fd_img_disjoint"]["value"] < 0.5  # the noise floor is not zero
 
 
@@ -83,9 +96,10 @@ def test_noise_costs_in_every_metric(case):
 def test_intervals_hold_their_value_and_shrink_with_more_images(case):
     rows = full_score(case, case["predicted"])
     for metric, row in rows.items():
-        assert row["low"] <= row["value"] <= row["high"], metric
-    twice = [np.concatenate([case[name]] * 4) for name in ("predicted", "target")]
-    more = {row["metric"]: row for row in score(*twice, case["mean"])}
+        if row["value"] is not None:
+            assert row["low"] <= row["value"] <= row["high"], metric
+    repeated = {name: np.concatenate([case[name]] * 4) for name in ("predicted", "target")}
+    more = full_score(case | repeated, repeated["predicted"], embed=None)
     width = {
         name: found["r2"]["high"] - found["r2"]["low"] for name, found in (("few", rows), ("many", more))
     }
@@ -96,45 +110,88 @@ def test_same_input_same_rows(case):
     assert full_score(case, case["predicted"]) == full_score(case, case["predicted"])
 
 
-def test_what_was_not_measured_is_none_and_the_rows_stay(case):
-    rows = full_score(
-        case, case["predicted"], predicted_pooled_NP=None, target_pooled_NP=None, disjoint_target_NTD=None
-    )
-    missing = {metric for metric, row in rows.items() if row["value"] is None}
-    assert missing == {
-        m for m in METRICS if m.startswith(("emb", "self", "t2i", "i2t", "zero")) or "disjoint" in m
-    }
+def test_without_a_class_token_the_embedding_metrics_are_not_measured_and_the_notes_say_so(case):
+    rows, notes = scored(case, case["predicted"], embed=None)
+    embedding = {m for m in METRICS if m.startswith(("emb", "self", "t2i", "i2t", "zero"))}
+    assert {metric for metric, row in rows.items() if row["value"] is None} == {*embedding, "r2_of_mean"}
+    assert all("no class token" in notes[metric] for metric in embedding)
+    assert "token means" in notes["mmd"]
+    assert rows["mmd"]["value"] > 0
 
 
 def test_captions_and_classes_may_be_missing(case):
-    rows = full_score(case, case["predicted"], captions=None, classes=None)
+    rows, notes = scored(case, case["predicted"], texts=Texts())
     assert rows["self_r1"]["value"] is not None
     assert rows["t2i_r1"]["value"] is rows["zero_shot_top1"]["value"] is None
+    assert notes["t2i_r1"] == "no image has a caption"
+    assert notes["zero_shot_top1"] == "the data set has no classes"
     no_captions = Captions(np.zeros((0, CHANNELS)), [], np.zeros(0, np.int64))
-    assert full_score(case, case["predicted"], captions=no_captions)["i2t_r1"]["value"] is None
+    rows, notes = scored(case, case["predicted"], texts=Texts(no_captions))
+    assert rows["i2t_r1"]["value"] is None
+    assert notes["i2t_r1"] == "no image has a caption"
 
 
-def test_not_finite_becomes_none_and_never_nan_in_json(case):
+def test_images_without_captions_are_left_out_and_counted(case):
+    """True embeddings find all captions that there are: images without any are no failures."""
+    half = np.arange(0, IMAGES, 2)
+    captions = Captions(case["target"][half, 0], [f"caption {n}" for n in half], half)
+    rows, notes = scored(case, case["target"], texts=Texts(captions))
+    assert rows["t2i_r1"]["value"] == rows["i2t_r1"]["value"] == 1.0
+    assert notes["i2t_r1"] == "60 of 120 images have no caption and are left out"
+
+
+def test_fewer_images_than_channels_have_no_image_frechet_distance(case):
+    few = case | {"target": case["target"][:CHANNELS], "captions": None, "classes": None}
+    rows, notes = scored(few, case["predicted"][:CHANNELS], texts=Texts())
+    assert rows["fd_img"]["value"] is rows["fd_img_disjoint"]["value"] is None
+    assert notes["fd_img"] == "6 images do not span 6 channels; mmd holds at any number of images"
+    assert rows["mmd"]["value"] is not None
+    assert rows["fd_tok"]["value"] is not None
+
+
+def test_not_finite_is_counted_and_named_and_never_nan_in_json(case):
     broken = case["predicted"].copy()
     broken[3] = np.nan
-    rows = full_score(case, broken)
+    broken[7, 2, 1] = np.inf
+    rows, notes = scored(case, broken, keys=[f"image-{n}" for n in range(IMAGES)])
     json.dumps(list(rows.values()), allow_nan=False)
-    assert rows["r2"] == {"metric": "r2", "value": None, "low": None, "high": None}
-    assert rows["fd_tok"]["value"] is None
-    assert rows["self_r1"]["value"] < 1  # the broken image counts as not found
+    assert all(row["value"] is row["low"] is row["high"] is None for row in rows.values())
+    assert notes["r2"].startswith("2 of 120 predictions are not finite, first image-3, image-7")
+
+
+def test_one_sample_per_image_has_no_spread_but_a_note(case):
+    rows, notes = scored(case, case["predicted"], is_deterministic=False)
+    assert rows["dispersion"]["value"] is None
+    assert "noise_seeds" in notes["dispersion"]
+
+
+def test_noise_seeds_widen_the_intervals_of_distances(case):
+    generator = np.random.default_rng(5)
+    other = case["target"] + 0.8 * generator.normal(size=case["target"].shape)
+    alone = full_score(case, case["predicted"], is_deterministic=False)
+    both = full_score(case, case["predicted"], is_deterministic=False, noise=[other])
+    few = full_score(case, case["predicted"], is_deterministic=False, noise=[other[:30]])
+    assert both["fd_tok"]["value"] == alone["fd_tok"]["value"]
+    assert both["fd_tok"]["high"] > alone["fd_tok"]["high"]
+    assert few["fd_tok"] == alone["fd_tok"]  # thirty images say nothing of the distance of all
+    assert both["seed_spread"]["value"] > 0
+    assert few["dispersion"]["value"] == pytest.approx(both["dispersion"]["value"], rel=0.3)
+
+
+def test_thresholds_stand_beside_trivial_answers(case):
+    """The true tokens pass every level; what the constant answer passes is a share of images by itself."""
+    rows = full_score(case, case["target"])
+    means = case["target"].mean(axis=1)
+    cosines = means.sum(axis=1) / np.linalg.norm(means, axis=1) / math.sqrt(CHANNELS)
+    for level in (70, 80, 90):
+        assert rows[f"over_{level}"]["value"] == 1.0
+        assert rows[f"over_{level}_constant"]["value"] == pytest.approx((cosines > level / 100).mean())
+        assert rows[f"over_{level}_shuffled"]["value"] <= rows[f"over_{level}_constant"]["value"] + 0.2
 
 
 def test_details_agree_with_the_rows(case):
     rows = full_score(case, case["predicted"])
-    arrays = per_image(
-        case["predicted"],
-        case["target"],
-        case["mean"],
-        predicted_pooled_NP=case["predicted"][:, 0],
-        target_pooled_NP=case["target"][:, 0],
-        captions=case["captions"],
-        gallery_each=4,
-    )
+    arrays = details(case, case["predicted"], first_token, captions=case["captions"], gallery_each=4)
     assert arrays["cos_image"].mean() == pytest.approx(rows["img_cos"]["value"], abs=1e-6)
     assert arrays["cos_token_mean"].mean() == pytest.approx(rows["tok_cos"]["value"], abs=1e-6)
     assert arrays["error_image"].mean() == pytest.approx(1 - rows["r2"]["value"], abs=1e-6)
@@ -150,14 +207,14 @@ def test_details_agree_with_the_rows(case):
 
 
 def test_details_without_embeddings_have_no_ranks(case):
-    arrays = per_image(case["predicted"], case["target"], case["mean"])
+    arrays = details(case, case["predicted"])
     assert np.isnan(arrays["self_rank"]).all()
     assert np.isnan(arrays["t2i_rank"]).all()
 
 
 def test_comparisons_beside_the_prediction(case):
     """The true tokens against another image's and against the mean: what a cosine is worth."""
-    arrays = per_image(case["target"], case["target"], case["mean"])
+    arrays = details(case, case["target"])
     assert arrays["cos_image"] == pytest.approx(np.ones(IMAGES), abs=1e-6)
     assert arrays["cos_shuffled"].max() < 1
     means = case["target"].mean(axis=1)
@@ -191,21 +248,46 @@ def test_random_part_of_the_gallery_is_shared_by_runs():
     assert len(first & second) >= 6
 
 
-def test_demo_size_is_scored_in_seconds():
-    """1,024 images of 17 x 96 tokens, all metrics, 1,000 draws: at most 4 CPU-seconds on one thread."""
+class OnDisk:
+    """Tokens that count how many rows are asked for at once."""
+
+    def __init__(self, tokens):
+        self.tokens, self.most = tokens, 0
+
+    @property
+    def shape(self):
+        return self.tokens.shape
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, rows):
+        part = self.tokens[rows]
+        self.most = max(self.most, part.size)
+        return part
+
+
+def test_tokens_are_read_in_chunks_and_give_the_same_figures(case, monkeypatch):
+    monkeypatch.setattr(tokens_module, "MOST_ROWS", 16)
+    lazy = {name: OnDisk(case[name]) for name in ("predicted", "target")}
+    found = full_score(case | lazy, lazy["predicted"])
+    monkeypatch.undo()
+    whole = full_score(case, case["predicted"])
+    measured = [metric for metric, row in whole.items() if row["value"] is not None]
+    assert len(measured) == len(METRICS) - 1  # the mean of seeds
+    for metric in measured:
+        assert found[metric]["value"] == pytest.approx(whole[metric]["value"], rel=1e-6), metric
+    assert lazy["predicted"].most <= 16 * TOKENS * CHANNELS
+
+
+def test_everything_is_measured_where_nothing_is_missing():
     generator = np.random.default_rng(0)
-    target, noise, disjoint = generator.normal(size=(3, 1024, 17, 96)).astype(np.float32)
-    embeddings = generator.normal(size=(1024, 64))
-    started = time.process_time()
-    rows = score(
-        target + noise,
-        target,
-        np.zeros((17, 96)),
-        predicted_pooled_NP=embeddings,
-        target_pooled_NP=embeddings,
-        captions=Captions(embeddings, [str(n) for n in range(1024)], np.arange(1024)),
-        classes=Classes(embeddings[:32], class_table([[n % 32] for n in range(1024)], 32)),
-        disjoint_target_NTD=disjoint,
+    target, noise = generator.normal(size=(2, 1024, 17, 96)).astype(np.float32)
+    embeddings = target[:, 0]
+    texts = Texts(
+        Captions(embeddings, [str(n) for n in range(1024)], np.arange(1024)),
+        Classes(embeddings[:32], class_table([[n % 32] for n in range(1024)], 32)),
     )
-    assert time.process_time() - started < 4
-    assert all(row["value"] is not None for row in rows)
+    true = collect_true(target, np.zeros((17, 96)), first_token)
+    found = score(target + noise, true, texts=texts, noise=[target - noise])
+    assert [row["metric"] for row in found.rows if row["value"] is None] == []

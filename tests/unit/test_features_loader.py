@@ -109,6 +109,35 @@ def test_class_token_cannot_be_invented(tmp_path: Path) -> None:
     assert (patches.source_shape, patches.target_shape) == ((5, 6), (4, 4))
 
 
+@pytest.mark.parametrize("layout", ["cls_patches", "patches", "pooled"])
+def test_hidden_source_shows_the_class_token_alone(
+    data: PairedTokens, stores: Stores, layout: Layout
+) -> None:
+    hidden, ids = PairedTokens(*stores, layout=layout, source_tokens="cls"), np.arange(15)
+    source, target = hidden.batch(ids)
+    open_source, open_target = PairedTokens(*stores, layout=layout).batch(ids)
+    assert torch.equal(target, open_target)
+    class_token = open_source if layout == "pooled" else data.batch(ids)[0][:, :1]
+    assert torch.equal(source, class_token.expand_as(open_source))
+    streamed = next(iter(hidden.batches(seed=1, batch_size=5)))
+    assert torch.equal(streamed[2].float(), hidden.batch(streamed[1])[0])
+
+
+def test_tokens_of_a_side_are_read_as_they_are_asked_for(data: PairedTokens) -> None:
+    source, target = data.batch(np.arange(15))
+    for tokens, whole in ((data.source(), source.numpy()), (data.target(), target.numpy())):
+        assert (tokens.shape, len(tokens)) == (whole.shape, 15)
+        assert np.array_equal(tokens[3:9], whole[3:9])
+        assert np.array_equal(tokens[np.array([14, 0, 0, 7])], whole[[14, 0, 0, 7]])
+        assert tokens[3:9].dtype == np.float32
+    chosen = np.array([12, 4, 9])
+    assert np.array_equal(data.target(chosen)[1:], target.numpy()[chosen[1:]])
+
+
+def test_pooled_vectors_have_no_grid(stores: Stores) -> None:
+    assert PairedTokens(*stores, layout="pooled").grid == (1, 1)
+
+
 def test_stores_of_two_encoders_do_not_mix(stores: Stores) -> None:
     with pytest.raises(StoreError, match=r"t1 has arrays = .*, .*s0 has"):
         PairedTokens(stores[0], [stores[1][0], stores[2][1], stores[1][2]], stores[2])

@@ -50,6 +50,7 @@ def write_details(folder: Path, sampler: str, r2: float) -> None:
     error = (1 - r2) * generator.gamma(4, 0.25, IMAGES)
     gallery = np.arange(0, 18)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text("{}")
     np.savez(
         folder / f"details-{sampler}.npz",
         cos_image=1 - error / 2,
@@ -99,7 +100,7 @@ def write_experiment(tmp_path: Path) -> ReportInputs:
     values = RUNS | {(run, "-"): r2 for run, r2 in CLOSED.items()} | {(HOSTILE, "euler-1"): 0.5}
     write_summary(folder, values)
     verdicts = [
-        {"goal": "flow reaches R2", "verdict": "holds", "value": 0.9, "demand": 0.85},
+        {"goal": "flow reaches R2", "verdict": "shown", "value": 0.9, "demand": 0.85},
         {"goal": HOSTILE, "verdict": "not shown", "value": None, "demand": 0.5},
     ]
     (folder / "verdicts.json").write_text(json.dumps({"schema": 1, "rows": verdicts}), encoding="utf-8")

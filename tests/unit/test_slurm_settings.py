@@ -56,7 +56,7 @@ def test_snellius_asks_for_quarters_of_gpu_nodes(
 ) -> None:
     requests = _requests("snellius", monkeypatch)
     with_gpu = {stage for stage in STAGES if requests.stage(stage).gpus}
-    assert with_gpu == {"extract", "texts", "sample"}
+    assert with_gpu == {"extract", "texts", "sample", "ceilings"}
     for stage in with_gpu:
         asked = requests.stage(stage)
         assert (asked.cpus, asked.gpus, asked.memory_gb) == QUARTERS[asked.partition]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from support import Project, copy_project
+from web_material import CAPTIONS_MEMBER, INSTANCES_MEMBER, instances
 from web_server import Fault, WebServer, storage_path
 
 from flowkit.features.store import TokenStore
@@ -76,7 +77,7 @@ def coco_archives(web: WebServer) -> dict[str, dict[str, object]]:
     """Serve the two archives of a small COCO and return their part of the configuration."""
     drawn = draw_pictures(5, COCO_IMAGES)
     images, texts = io.BytesIO(), io.BytesIO()
-    listed, captions = [], []
+    listed, captions, shown = [], [], {}
     with zipfile.ZipFile(images, "w") as archive:
         for number, (picture, caption) in enumerate(zip(drawn.pixels_NHWC, drawn.captions, strict=True)):
             jpeg = io.BytesIO()
@@ -84,13 +85,15 @@ def coco_archives(web: WebServer) -> dict[str, dict[str, object]]:
             name = f"{7 * number + 3:012d}.jpg"
             archive.writestr(f"val2017/{name}", jpeg.getvalue())
             listed.append({"id": 7 * number + 3, "file_name": name, "width": 32, "height": 32})
+            shown[7 * number + 3] = [1 + number % 10]
             captions += [
                 {"id": 10 * number + way, "image_id": 7 * number + 3, "caption": f"{caption} {way}"}
                 for way in range(6)
             ]
     with zipfile.ZipFile(texts, "w") as archive:
         record = json.dumps({"images": listed, "annotations": captions})
-        archive.writestr("annotations/captions_val2017.json", record)
+        archive.writestr(CAPTIONS_MEMBER, record)
+        archive.writestr(INSTANCES_MEMBER, json.dumps(instances(shown)))
     found: dict[str, dict[str, object]] = {}
     for key, content in (("pictures", images.getvalue()), ("annotations", texts.getvalue())):
         digest = hashlib.sha256(content).hexdigest()
@@ -123,6 +126,8 @@ def test_whole_workflow_runs_on_fetched_data(site: Site) -> None:
     coco = [TokenStore(path.parent) for path in sorted(data.glob("features/coco/demo-vit-*/*/*/zarr.json"))]
     assert [len(store) for store in coco] == [32, 16]
     assert [len(captions) for store in coco for captions in store.samples["captions"]] == [5] * COCO_IMAGES
+    (texts,) = data.glob("texts/coco/demo-vit-*/manifest.json")
+    assert json.loads(texts.read_text())["counts"]["classes"] == 80
     assert (site.project.folder / "results/fetched/report/index.html").is_file()
     assert not list(data.glob("**/missing*.json"))
 

@@ -87,7 +87,9 @@ def test_checkpoint_of_a_stopped_training_has_the_estimated_size(
             train.run(job.spec)
         (checkpoint,) = job.folders[0].glob("state/work-*/checkpoints/step-*")
         model = tuple(plan.plan.config.run("flow").model.model_dump().items())
-        network = network_size(model, plan.data.source, plan.data.target, plan.data.translated_tokens)
+        network = network_size(
+            model, plan.data.as_read(plan.data.source), plan.data.as_read(plan.data.target)
+        )
         assert_is_near(checkpoint_size(network, optimizer), on_disk([checkpoint]))
         rate = Measured(plan.data).step_rate(job)
         assert rate is not None
