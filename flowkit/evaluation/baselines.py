@@ -129,9 +129,10 @@ def fit_procrustes(
 ) -> Procrustes:
     """argmin over orthogonal R of sum |(S - mean) R - (B - mean)|^2, from the SVD of the cross-covariance."""
     cross = np.zeros((source.shape[2], target.shape[2]))
+    source_mean, target_mean = source_mean_TE.astype(np.float32), target_mean_TD.astype(np.float32)
     for rows in token_chunks(source):
-        centred_source = (source[rows] - source_mean_TE).reshape(-1, len(cross))
-        centred_target = (target[rows] - target_mean_TD).reshape(-1, cross.shape[1])
+        centred_source = (source[rows] - source_mean).reshape(-1, len(cross))
+        centred_target = (target[rows] - target_mean).reshape(-1, cross.shape[1])
         cross += centred_source.T @ centred_target
     left, _, right = linalg.svd(cross, full_matrices=False)
     return Procrustes(left @ right, source_mean_TE, target_mean_TD)

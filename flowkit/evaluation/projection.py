@@ -14,8 +14,8 @@ the training images, so that ridge, its left-out predictions and distances all c
 What it costs, in R2 of ridge on the demo (6,000 images, 17 x 128 values): all 2,176 scores .947; K = 1,024 .940, 512
 .920, 256 .885. Nearly all of that is the truncation itself: the best 512 directions, of all images and not of 1,024,
 give .922, and step 1 takes nothing at K = 64 (P C = 1,020) and .003 at K = 8 (P C = 128, the sixteenth that it keeps at
-full size). Left-out predictions are by .001 (512 of 6,000) to .003 (512 of 1,200) of R2 too good, because the directions
-know the image that is left out; the penalty that they choose is the best one all the same.
+full size). Left-out predictions are by .001 (512 of 6,000) to .003 (512 of 1,200) of R2 too good, because the
+directions know the image that is left out; the penalty that they choose is the best one all the same.
 
 Memory: the scores [N, K], and in step 2 [2K, P C] in float16, [2K, 2K] in float64 and [P C, K] in float32: 3 GB for
 K = 4096, whatever N. Shapes: N images, T positions, E channels of the source, F = P C values after step 1.
