@@ -1,36 +1,54 @@
 """What a learned translator is measured against: maps with a closed form, fitted on the training pairs.
 
-    constant    the training mean of each target position
-    nearest     the target of the training image with the closest source (squared distance over all tokens)
-    procrustes  one orthogonal matrix for all tokens, after centring each position: rotation without scale
-    ridge       linear in all source tokens of the image at once, penalty by leave-one-image-out
-    ridge_ot    ridge, then the Gaussian optimal transport map of single tokens onto the true tokens' moments,
-                fitted on ridge's left-out predictions (its training predictions are better than it will be)
-The baseline `true` needs no fit: the target stands in for the prediction. `regression` is a trained run,
-not a baseline here. Shapes: N images, T tokens, D channels.
+    constant       the training mean of each target position
+    nearest        the target of the training image with the closest source: squared distance of principal scores
+    procrustes     one orthogonal matrix for all tokens, after centring each position: rotation without scale
+    ridge          linear in all source tokens of the image at once, penalty by leave-one-image-out
+    ridge_ot       ridge, then the Gaussian optimal transport of single tokens, pooled over positions
+    ridge_ot_flat  ridge, then the same for all tokens of an image flattened
+All but the first and third start from one decomposition of the source (projection.py), which projects where an image
+has more source values than `inputs`. Tokens are read in chunks and predictions made in chunks, so only means, matrices
+and the training scores are held, whatever the number of images. The run `true` needs no fit: the target stands in for
+the prediction. `regression` is a trained run, not a baseline here.
+
+Shapes: N images, T tokens, E channels of the source, D channels of the target, K principal scores.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from scipy import linalg
 
 from flowkit.errors import ConfigError
-from flowkit.evaluation.bootstrap import Array
-from flowkit.evaluation.distribution import Moments, moments, symmetric_root
-from flowkit.evaluation.ridge import RidgeMap, ridge_problem
-from flowkit.evaluation.tokens import Floats, chunks, mean_over_images
+from flowkit.evaluation.projection import PrincipalInputs, fit_principal_inputs
+from flowkit.evaluation.ridge import RidgeMap, RidgeProblem, ridge_problem
+from flowkit.evaluation.tokens import (
+    Array,
+    Floats,
+    Integers,
+    Tokens,
+    chunks,
+    mean_over_images,
+    token_chunks,
+)
+from flowkit.evaluation.transport import FLAT_LIMIT, Transported, fit_transport
 
-BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
+BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot", "ridge_ot_flat")
+INPUTS = 4096
+"""Source values of an image from which on they are projected."""
 
 
 class Baseline(Protocol):
     """A fitted map from source tokens to target tokens."""
 
-    def predict(self, source_NTD: Floats) -> Floats:
-        """Target-shaped prediction [N, T, D] in float32."""
+    def predict(self, source: Tokens) -> Iterator[Floats]:
+        """Yield target-shaped predictions [n, T, D] in float32, chunk by chunk."""
         ...
 
 
@@ -40,142 +58,145 @@ class Constant:
 
     mean_TD: Array
 
-    def predict(self, source_NTD: Floats) -> Floats:
-        """The mean, once per image."""
-        return np.repeat(self.mean_TD[None].astype(np.float32), len(source_NTD), axis=0)
+    def predict(self, source: Tokens) -> Iterator[Floats]:
+        """Yield the mean, once per image."""
+        mean = self.mean_TD.astype(np.float32)
+        for rows in chunks(len(source), mean.size):
+            yield np.repeat(mean[None], rows.stop - rows.start, axis=0)
 
 
 @dataclass(frozen=True)
 class Nearest:
     """Looks the answer up among the training images."""
 
-    source_NI: Array  # flattened, less offset_I
-    offset_I: Array
-    target_NTD: Floats
+    inputs: PrincipalInputs
+    target: Tokens
 
-    def predict(self, source_NTD: Floats) -> Floats:
-        """Target tokens of the nearest training image."""
-        return np.asarray(self.target_NTD[self.nearest_rows(source_NTD)], np.float32)
+    def predict(self, source: Tokens) -> Iterator[Floats]:
+        """Yield target tokens of the nearest training images."""
+        rows = self.rows(source)
+        values_per_image = int(np.prod(self.target.shape[1:]))
+        for part in chunks(len(rows), values_per_image):
+            yield np.asarray(self.target[rows[part]], np.float32)
 
-    def nearest_rows(self, source_NTD: Floats) -> np.ndarray:
+    def rows(self, source: Tokens) -> Integers:
         """Row of the nearest training image for each image; the first of equals."""
-        flat = source_NTD.reshape(len(source_NTD), -1)
-        squares = np.einsum("ni,ni->n", self.source_NI, self.source_NI)
-        rows = [
-            np.argmin(squares - 2 * ((flat[part] - self.offset_I) @ self.source_NI.T), axis=1)
-            for part in chunks(len(flat))
+        training = self.inputs.training_NK
+        squares = np.einsum("nk,nk->n", training, training)
+        found = [
+            np.argmin(squares - 2 * (self.inputs.scores(source, rows) @ training.T), axis=1)
+            for rows in chunks(len(source))
         ]
-        return np.concatenate(rows)
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)
 class Procrustes:
     """An orthogonal map of single tokens between centred positions; a projection where widths differ."""
 
-    rotation_SD: Array
-    source_mean_TS: Array
+    rotation_ED: Array
+    source_mean_TE: Array
     target_mean_TD: Array
 
-    def predict(self, source_NTD: Floats) -> Floats:
-        """Rotated tokens."""
-        rotated = (source_NTD - self.source_mean_TS) @ self.rotation_SD + self.target_mean_TD
-        return rotated.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Transported:
-    """Ridge followed by an affine map of single tokens."""
-
-    ridge: RidgeMap
-    predicted_mean_D: Array
-    true_mean_D: Array
-    transport_DD: Array
-
-    def predict(self, source_NTD: Floats) -> Floats:
-        """Ridge's tokens moved to the true tokens' mean and covariance."""
-        moved = (
-            self.ridge.predict(source_NTD) - self.predicted_mean_D
-        ) @ self.transport_DD + self.true_mean_D
-        return moved.astype(np.float32)
+    def predict(self, source: Tokens) -> Iterator[Floats]:
+        """Yield rotated tokens."""
+        source_mean, rotation = self.source_mean_TE.astype(np.float32), self.rotation_ED.astype(np.float32)
+        target_mean = self.target_mean_TD.astype(np.float32)
+        for rows in token_chunks(source):
+            yield (source[rows] - source_mean) @ rotation + target_mean
 
 
 def fit_baselines(
-    source_NTD: Floats, target_NTD: Floats, names: Sequence[str] = BASELINES
+    source: Tokens,
+    target: Tokens,
+    names: Sequence[str] = BASELINES,
+    *,
+    inputs: int = INPUTS,
+    scratch: Path | None = None,
 ) -> dict[str, Baseline]:
-    """Fit the named baselines on training pairs; ridge is decomposed once for both that need it."""
+    """Fit the named baselines on training pairs.
+
+    `scratch` is a folder for what does not fit into memory; it must stay as long as the baselines are used. Raises
+    `ConfigError`, before anything is fitted, for an unknown name and for a baseline that these tokens cannot have.
+    """
+    _demand_possible(source.shape, target.shape, names)
+    fit = _Fit(source, target, inputs, scratch)
+    return {name: fit.baseline(name) for name in names}
+
+
+def fit_procrustes(
+    source: Tokens, target: Tokens, source_mean_TE: Array, target_mean_TD: Array
+) -> Procrustes:
+    """argmin over orthogonal R of sum |(S - mean) R - (B - mean)|^2, from the SVD of the cross-covariance."""
+    cross = np.zeros((source.shape[2], target.shape[2]))
+    source_mean, target_mean = source_mean_TE.astype(np.float32), target_mean_TD.astype(np.float32)
+    for rows in token_chunks(source):
+        centred_source = (source[rows] - source_mean).reshape(-1, len(cross))
+        centred_target = (target[rows] - target_mean).reshape(-1, cross.shape[1])
+        cross += centred_source.T @ centred_target
+    left, _, right = linalg.svd(cross, full_matrices=False)
+    return Procrustes(left @ right, source_mean_TE, target_mean_TD)
+
+
+@dataclass
+class _Fit:
+    """What several baselines share, made when the first of them asks for it."""
+
+    source: Tokens
+    target: Tokens
+    most_inputs: int
+    scratch: Path | None
+
+    @cached_property
+    def source_mean_TE(self) -> Array:
+        return mean_over_images(self.source)
+
+    @cached_property
+    def target_mean_TD(self) -> Array:
+        return mean_over_images(self.target)
+
+    @cached_property
+    def inputs(self) -> PrincipalInputs:
+        return fit_principal_inputs(self.source, self.source_mean_TE, inputs=self.most_inputs)
+
+    @cached_property
+    def problem(self) -> RidgeProblem:
+        return ridge_problem(self.inputs, self.target, self.target_mean_TD, self.scratch)
+
+    @cached_property
+    def ridge(self) -> RidgeMap:
+        return self.problem.solve(self.problem.best_penalty())
+
+    def baseline(self, name: str) -> Baseline:
+        match name:
+            case "constant":
+                return Constant(self.target_mean_TD)
+            case "nearest":
+                return Nearest(self.inputs, self.target)
+            case "procrustes":
+                return fit_procrustes(self.source, self.target, self.source_mean_TE, self.target_mean_TD)
+            case "ridge":
+                return self.ridge
+            case _:
+                return self._transported(flattened=name == "ridge_ot_flat")
+
+    def _transported(self, *, flattened: bool) -> Transported:
+        return fit_transport(self.problem, self.ridge, flattened=flattened)
+
+
+def _demand_possible(source: tuple[int, ...], target: tuple[int, ...], names: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(BASELINES))
     if unknown:
         raise ConfigError(f"unknown baselines {unknown}: choose from {list(BASELINES)}")
-    fitted: dict[str, Baseline] = {}
-    if "constant" in names:
-        fitted["constant"] = fit_constant(source_NTD, target_NTD)
-    if "nearest" in names:
-        fitted["nearest"] = fit_nearest(source_NTD, target_NTD)
-    if "procrustes" in names:
-        fitted["procrustes"] = fit_procrustes(source_NTD, target_NTD)
-    if "ridge" in names or "ridge_ot" in names:
-        both = _fit_ridge_pair(source_NTD, target_NTD)
-        fitted |= {name: both[name] for name in ("ridge", "ridge_ot") if name in names}
-    return {name: fitted[name] for name in names}
-
-
-def fit_constant(source_NTD: Floats, target_NTD: Floats) -> Constant:
-    """The training mean; the source is not looked at."""
-    return Constant(mean_over_images(target_NTD))
-
-
-def fit_nearest(source_NTD: Floats, target_NTD: Floats) -> Nearest:
-    """Remember the training pairs."""
-    flat = np.asarray(source_NTD, np.float32).reshape(len(source_NTD), -1)
-    # Distances do not change with the origin; their rounding does.
-    offset = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return Nearest(flat - offset, offset, target_NTD)
-
-
-def fit_procrustes(source_NTD: Floats, target_NTD: Floats) -> Procrustes:
-    """argmin over orthogonal R of sum |(S - mean) R - (B - mean)|^2, from the SVD of the cross-covariance."""
-    if source_NTD.shape[:2] != target_NTD.shape[:2]:
+    if "procrustes" in names and source[1] != target[1]:
         raise ConfigError(
-            f"procrustes maps token to token: source has {source_NTD.shape[1]} tokens, target "
-            f"{target_NTD.shape[1]}; leave it out for layouts whose token counts differ"
+            f"procrustes maps token to token: source has {source[1]} tokens, target {target[1]}; "
+            "leave procrustes out of baselines"
         )
-    source_mean, target_mean = mean_over_images(source_NTD), mean_over_images(target_NTD)
-    cross = np.zeros((source_NTD.shape[2], target_NTD.shape[2]))
-    for rows in chunks(len(source_NTD)):
-        centred_source, centred_target = source_NTD[rows] - source_mean, target_NTD[rows] - target_mean
-        cross += np.tensordot(centred_source, centred_target, axes=((0, 1), (0, 1)))
-    left, _, right = linalg.svd(cross, full_matrices=False)
-    return Procrustes(left @ right, source_mean, target_mean)
-
-
-def fit_ridge(source_NTD: Floats, target_NTD: Floats) -> RidgeMap:
-    """Ridge on all tokens flattened."""
-    problem = ridge_problem(source_NTD, target_NTD)
-    return problem.solve(problem.best_penalty())
-
-
-def gaussian_transport(start: Moments, end: Moments) -> Array:
-    """Symmetric matrix A of the optimal map x -> m_end + A (x - m_start) between two Gaussians [D, D].
-
-    A = R^-1 (R C_end R)^1/2 R^-1 with R = C_start^1/2; directions without spread at the start map to zero.
-    """
-    values, vectors = np.linalg.eigh(start.covariance())
-    has_spread = values > values.max() * len(values) * np.finfo(np.float64).eps
-    roots = np.sqrt(np.where(has_spread, values, 0.0))
-    inverse_roots = np.where(has_spread, 1.0 / np.where(has_spread, roots, 1.0), 0.0)
-    root = (vectors * roots) @ vectors.T
-    inverse_root = (vectors * inverse_roots) @ vectors.T
-    middle = root @ end.covariance() @ root
-    return inverse_root @ symmetric_root((middle + middle.T) / 2) @ inverse_root
-
-
-def _fit_ridge_pair(source_NTD: Floats, target_NTD: Floats) -> dict[str, Baseline]:
-    problem = ridge_problem(source_NTD, target_NTD)
-    penalty = problem.best_penalty()
-    ridge = problem.solve(penalty)
-    shift = mean_over_images(target_NTD).mean(axis=0)
-    predicted, true = moments(problem.left_out(penalty), shift), moments(target_NTD, shift)
-    transported = Transported(
-        ridge, predicted.mean() + shift, true.mean() + shift, gaussian_transport(predicted, true)
-    )
-    return {"ridge": ridge, "ridge_ot": transported}
+    images, values = target[0], target[1] * target[2]
+    if "ridge_ot_flat" in names and not images > values <= FLAT_LIMIT:
+        raise ConfigError(
+            f"ridge_ot_flat moves all {target[1]} x {target[2]} = {values} target values of an image together, which "
+            f"takes at most {FLAT_LIMIT} of them and more training images than that, here {images}; leave "
+            "ridge_ot_flat out of baselines"
+        )

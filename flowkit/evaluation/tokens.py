@@ -8,11 +8,13 @@ Shapes: N images, T tokens, D channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
 CHUNK_VALUES = 2**23
@@ -44,9 +46,34 @@ def token_chunks(tokens: Tokens) -> Iterator[slice]:
     yield from chunks(images, int(np.prod(values)))
 
 
-def mean_over_images(tokens: Tokens) -> NDArray[np.float64]:
+def mean_over_images(tokens: Tokens) -> Array:
     """Mean of each position over images [T, D], in float64."""
     total = np.zeros(tokens.shape[1:])
     for rows in token_chunks(tokens):
-        total += np.asarray(tokens[rows], np.float64).sum(axis=0)
+        total += tokens[rows].sum(axis=0, dtype=np.float64)
     return total / len(tokens)
+
+
+def evenly_spaced(count: int, at_most: int) -> Integers:
+    """Return the rows of at most `at_most` of `count` images, evenly spaced from the first on."""
+    kept = min(count, at_most)
+    return np.arange(kept, dtype=np.int64) * count // max(kept, 1)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of tokens, as tokens of their own."""
+
+    tokens: Tokens
+    rows: Integers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, T, D)."""
+        return (len(self.rows), *self.tokens.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Integers) -> Floats:
+        return self.tokens[self.rows[rows]]

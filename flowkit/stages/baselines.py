@@ -1,27 +1,31 @@
 """Stage `baselines`: closed-form translators, fitted on the training pairs and applied to the evaluation set.
 
 Each baseline is a run of its own with the sampler name `closed-form`; `true` is the true tokens themselves, the
-ceiling of every figure.
+ceiling of every figure. Tokens are read and written in chunks; what a fit does not keep in memory lies beside the work
+of the run that is committed last.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.baselines import Baseline, fit_baselines
-from flowkit.features.loader import PairedTokens
+from flowkit.evaluation.ridge import RidgeMap
+from flowkit.evaluation.tokens import Tokens, token_chunks
 from flowkit.features.samples import write_tokens
-from flowkit.progress import logger
-from flowkit.stages.paired import open_pairs, open_training_pairs
+from flowkit.progress import Progress
+from flowkit.stages.paired import evenly_spaced, open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
 SAMPLER = "closed-form"
 TRUE = "true"
-BATCH = 512
 
 
 def run(spec: Spec) -> None:
@@ -38,32 +42,53 @@ def run(spec: Spec) -> None:
             session = stack.enter_context(open_session(one, spec.places.samples(name, dataset), pair_folders))
             if not session.is_done:
                 missing[name] = session
-        if not missing:
-            return
-        fitted = _fit(spec, train, [name for name in missing if name != TRUE])
-        evaluation = open_pairs(spec, dataset)
-        source, target = read_first(evaluation, spec.values["evaluation"]["images"])
-        for name, session in missing.items():
-            predicted = target if name == TRUE else fitted[name].predict(source)
-            folder = session.work / SAMPLER
-            write_tokens(
-                folder,
-                np.array_split(predicted, -(-len(predicted) // BATCH)),
-                {"run": name, "sampler": SAMPLER},
-            )
-            session.commit({"samplers": [SAMPLER], "images": len(predicted), "nfe": {SAMPLER: 0}})
-            logger.info("baseline=%s images=%d", name, len(predicted))
+        if missing:
+            _make(spec, missing)
 
 
-def _fit(spec: Spec, train: str, names: list[str]) -> dict[str, Baseline]:
+def _make(spec: Spec, missing: dict[str, Session]) -> None:
+    scratch = list(missing.values())[-1].work / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    fitted = _fit(spec, [name for name in missing if name != TRUE], scratch)
+    evaluation = open_pairs(spec, spec.target["dataset"])
+    ids = np.arange(min(spec.values["evaluation"]["images"], len(evaluation)))
+    keys, source, target = evaluation.keys(ids), evaluation.source(ids), evaluation.target(ids)
+    for name, session in missing.items():
+        predicted = _read(target) if name == TRUE else fitted[name].predict(source)
+        made = session.work / "predictions"
+        progress = Progress(f"baseline {name}", len(ids), "image")
+        write_tokens(
+            made / SAMPLER, _counted(predicted, progress), {"run": name, "sampler": SAMPLER}, keys=keys
+        )
+        progress.close()
+        counts = {"samplers": [SAMPLER], "images": len(ids), "nfe": {SAMPLER: 0}, "noise": {SAMPLER: 1}}
+        session.commit(counts | _facts(fitted.get(name)), folder=made)
+
+
+def _fit(spec: Spec, names: list[str], scratch: Path) -> dict[str, Baseline]:
     if not names:
         return {}
-    pairs = open_training_pairs(spec, train)
-    source, target = read_first(pairs, len(pairs))
-    return fit_baselines(source, target, names)
+    pairs, settings = open_training_pairs(spec, spec.target["train"]), spec.values["closed_forms"]
+    ids = evenly_spaced(len(pairs), settings["images"])
+    return fit_baselines(
+        pairs.source(ids), pairs.target(ids), names, inputs=settings["inputs"], scratch=scratch
+    )
 
 
-def read_first(pairs: PairedTokens, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return source [N, T, D] and target tokens of the first pairs, as float32."""
-    source, target = pairs.batch(np.arange(min(count, len(pairs))))
-    return source.numpy(), target.numpy()
+def _facts(baseline: Baseline | None) -> dict[str, float]:
+    """What was chosen for ridge, for its manifest."""
+    if not isinstance(baseline, RidgeMap):
+        return {}
+    return {"penalty": baseline.penalty, "inputs": baseline.inputs.count}
+
+
+def _read(tokens: Tokens) -> Iterator[NDArray[np.floating]]:
+    for rows in token_chunks(tokens):
+        yield tokens[rows]
+
+
+def _counted(batches: Iterator[NDArray[np.floating]], progress: Progress) -> Iterator[NDArray[np.floating]]:
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch))
