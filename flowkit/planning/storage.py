@@ -191,13 +191,16 @@ class Storage:
         yield _Result(RESULTS, what, job.folders[0], size)
 
     def _samples(self, job: Job) -> Iterator[_Result]:
-        config = self.data.plan.config
-        samplers = 1
-        if (run := job.spec.target.get("run")) is not None:
-            sections = config.run(run)
-            samplers = 1 if sections.objective.kind == "regression" else len(sections.sampling.samplers)
-        tokens, width = self.data.translated_tokens, self.data.target.width
-        size = samples_size(tokens, width, config.evaluation.images, samplers)
+        images, further = self.data.plan.config.evaluation.images, 0
+        stores = [images]
+        run = job.spec.target.get("run")
+        if run is not None and self.data.plan.config.run(run).objective.kind != "regression":
+            sampling = self.data.plan.config.run(run).sampling
+            spread = [name for name in sampling.samplers if has_spread(name)]
+            further = sampling.noise_seeds - 1 if spread else 0
+            noise_images = min(sampling.noise_images or images, images)
+            stores = [images] * len(sampling.samplers) + [noise_images] * (len(spread) * further)
+        size = samples_size(self.data.translated_tokens, self.data.target.width, stores, further)
         for folder in job.folders:
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
 
@@ -216,6 +219,13 @@ class Storage:
     def _network(self, run: str) -> NetworkSize:
         model = tuple(self.data.plan.config.run(run).model.model_dump().items())
         return network_size(model, self.data.source, self.data.target, self.data.translated_tokens)
+
+
+def has_spread(sampler: str) -> bool:
+    """Return whether a sampler of a flow is run with every noise seed; loads torch."""
+    from flowkit.sampling.sampler import parse_sampler
+
+    return parse_sampler(sampler).has_spread
 
 
 def training_steps(data: DataFacts, run: str) -> int | None:
