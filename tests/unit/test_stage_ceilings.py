@@ -164,7 +164,9 @@ def test_ceilings_are_a_rule_of_their_own_beside_the_baselines(tmp_path: Path) -
     closed_forms = jobs["baselines"].spec.target["baselines"].split(",")
     assert set(closed_forms) == set(USUAL_BASELINES) - set(CEILINGS)
     assert jobs["evaluate_baselines"].spec.target["runs"] == ",".join(USUAL_BASELINES)
-    assert {plan.places.samples(name, "test") for name in USUAL_BASELINES} <= set(jobs["evaluate_baselines"].inputs)
+    assert {plan.places.samples(name, "test") for name in USUAL_BASELINES} <= set(
+        jobs["evaluate_baselines"].inputs
+    )
     assert list(jobs).index("ceilings") < list(jobs).index("evaluate_baselines")
     assert plan.select("ceilings", run="true_crop") == [jobs["ceilings"]]
     assert {line.stage for line in machine_plan(plan, None).stages} >= {"baselines", "ceilings"}
