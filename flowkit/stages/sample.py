@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from flowkit.features.loader import PairedTokens
 from flowkit.features.samples import SampledTokens, write_tokens
+from flowkit.paths import noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
 from flowkit.stages.device import best_device
@@ -47,11 +47,6 @@ def run(spec: Spec) -> None:
         session.commit(_sample_all(session, translator, open_pairs(spec, dataset), spec))
 
 
-def noise_folder(content: Path, number: int) -> Path:
-    """Return where the samples of noise seed `number` lie: the first ones in `content` itself."""
-    return content if number == 0 else content / f"noise-{number}"
-
-
 def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, spec: Spec) -> dict[str, Any]:
     """Write the stores of every sampler and noise seed; returns the counts of the manifest."""
     settings, name = spec.values["sampling"], spec.target["run"]
@@ -68,7 +63,7 @@ def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, s
             what = sampler.name if number == 0 else f"{sampler.name} noise {number}"
             progress = Progress(f"sample {name} {what}", count, "image")
             draw = _Draw(translator, pairs, keys[:count], sampler, number, settings, progress)
-            store = noise_folder(session.work, number) / sampler.name
+            store = session.work / noise_folder(number) / sampler.name
             attributes = {"run": name, "sampler": sampler.name, "noise_seed": number}
             counts = write_tokens(store, draw.tokens(), attributes, keys=draw.keys)
             progress.close()

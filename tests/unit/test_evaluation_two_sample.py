@@ -92,7 +92,7 @@ def test_what_could_be_learned_by_heart_about_an_image_is_of_no_use():
 
 
 def test_the_seed_decides_and_threads_do_not():
-    predicted, target = clusters(0, noise=0.4), clusters(1)
+    predicted, target = clusters(0, images=120, tokens=1, noise=0.4), clusters(1, images=120, tokens=1)
     with threadpool_limits(1):
         first = two_sample_auc(predicted, target, seed=0)
     with threadpool_limits(2):

@@ -18,7 +18,7 @@ from flowkit.features.samples import SampledTokens
 from flowkit.features.store import TokenStore
 from flowkit.features.tables import RejectRow, SampleRow
 from flowkit.features.writer import TokenStoreWriter
-from flowkit.paths import PAIRS, Places
+from flowkit.paths import PAIRS, Places, noise_folder
 from flowkit.planning.sizes import Amount, samples_size
 from flowkit.provenance import read_json, write_json
 from flowkit.sampling.sampler import parse_sampler, sample
@@ -164,7 +164,7 @@ def test_tokens_are_those_of_the_translator_whatever_the_batches(
     for name in ("heun-2", "adaptive-1", "euler-1-mean2"):
         for number in range(3 if "mean" not in name else 1):
             (made,) = sample(_translator(), [(keys, source)], parse_sampler(name), seed=5, draw=number)
-            stored = SampledTokens(stage.noise_folder(content, number) / name)[:]
+            stored = SampledTokens(content / noise_folder(number) / name)[:]
             expected = made.tokens_BTC.numpy()[: len(stored)]
             np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
     first, second = (SampledTokens(content / part / "heun-2")[:] for part in ("noise-1", "noise-2"))
