@@ -93,11 +93,7 @@ def _scores(train: _Pairs, test: _Pairs) -> Array:
     """Log odds of being true for the predicted, then the true tokens of the test images [2, N, T]."""
     mean_TD = train.target_NTD.mean(axis=0)
     train_features, test_features = [], []
-<<<<<<< HEAD
-    for map_DD in (np.eye(mean_TD.shape[1], dtype=np.float32), _whitening(train.target_NTD - mean_TD)):
-=======
     for map_DD in (np.eye(mean_TD.shape[1], dtype=np.float32), _whitening(train.target_NTD)):
->>>>>>> b69f87c795ecfd716b667ee547a019b8fe18dbc3
         reference = train.mapped(mean_TD, map_DD)
         train_features.append(_log_distances(reference, reference, is_own=True))
         test_features.append(_log_distances(test.mapped(mean_TD, map_DD), reference, is_own=False))
@@ -109,20 +105,12 @@ def _scores(train: _Pairs, test: _Pairs) -> Array:
     return scores.reshape(test_2NTF.shape[:-1])
 
 
-<<<<<<< HEAD
-def _whitening(deviations_NTD: Floats) -> Floats:
-    """Symmetric map [D, D] that makes the spread of the tokens about the mean of their position equal in all directions."""
-    flat = deviations_NTD.reshape(-1, deviations_NTD.shape[-1])
-    values, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64) / len(flat))
-    spread = np.clip(values, 0, None) + WHITENING_FLOOR * max(float(values.mean()), np.finfo(np.float32).tiny)
-=======
 def _whitening(tokens_NTD: Floats) -> Floats:
     """Symmetric map [D, D] after which tokens spread equally in all directions about the means of their positions."""
     flat = (tokens_NTD - tokens_NTD.mean(axis=0)).reshape(-1, tokens_NTD.shape[-1])
     values, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64) / len(flat))
     rounding = STORAGE_RESOLUTION**2 * float(np.mean(tokens_NTD**2, dtype=np.float64))
     spread = np.clip(values, 0, None) + WHITENING_FLOOR * (max(float(values.mean()), rounding) or 1.0)
->>>>>>> b69f87c795ecfd716b667ee547a019b8fe18dbc3
     whitening: Floats = ((vectors / np.sqrt(spread)) @ vectors.T).astype(np.float32)
     return whitening
 
@@ -135,14 +123,9 @@ def _log_distances(query: _Pairs, reference: _Pairs, *, is_own: bool) -> Array:
     queries_2NTD = np.stack([query.predicted_NTD, query.target_NTD])
     _, images, positions, channels = queries_2NTD.shape
     own_row = np.tile(np.arange(images), 2) if is_own else np.full(2 * images, -1)
-<<<<<<< HEAD
-    # Closer than the rounding of stored tokens is as close as can be.
-    closest = STORAGE_RESOLUTION * np.sqrt(np.mean(reference.target_NTD**2, dtype=np.float64) * channels)
-=======
     # The logarithm of a distance stops here, so that equal tokens have one.
     root_mean_square = float(np.sqrt(np.mean(reference.target_NTD**2, dtype=np.float64)))
     closest = max(STORAGE_RESOLUTION * root_mean_square * channels**0.5, float(np.finfo(np.float32).tiny))
->>>>>>> b69f87c795ecfd716b667ee547a019b8fe18dbc3
     columns = np.empty((2, images, positions, 2, len(NEIGHBOURS)))
     for position in range(positions):
         for kind, tokens_NTD in enumerate((reference.predicted_NTD, reference.target_NTD)):
@@ -152,11 +135,7 @@ def _log_distances(query: _Pairs, reference: _Pairs, *, is_own: bool) -> Array:
             distances[rows == own_row[:, None]] = np.inf
             nearest = np.sort(distances, axis=1)[:, np.array(NEIGHBOURS) - 1]
             columns[:, :, position, kind] = nearest.reshape(2, images, -1)
-<<<<<<< HEAD
-    logarithms: Array = np.log(np.maximum(columns, max(float(closest), np.finfo(np.float32).tiny)))
-=======
     logarithms: Array = np.log(np.maximum(columns, closest))
->>>>>>> b69f87c795ecfd716b667ee547a019b8fe18dbc3
     return logarithms.reshape(2, images, positions, -1)
 
 
