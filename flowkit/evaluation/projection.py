@@ -197,6 +197,7 @@ def _leading_directions(source: Tokens, reduction: Reduction, inputs: int) -> Fl
     mean_value = np.trace(gram) / len(gram)
     first = max(0, len(gram) - inputs)
     values, vectors = linalg.eigh(gram, subset_by_index=(first, len(gram) - 1), overwrite_a=True)
+    del gram
     has_spread = values > FLAT * mean_value
     weights = (largest * vectors[:, has_spread] / np.sqrt(values[has_spread])).astype(np.float32)
     directions = np.empty((reduction.width, weights.shape[1]), np.float32)

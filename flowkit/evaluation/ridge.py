@@ -51,6 +51,7 @@ class Products:
         tokens = np.empty((len(scores_NK), positions, channels), np.float32)
         for block, values in self.arrays():
             tokens[:, block] = (scores_NK @ values).reshape(len(scores_NK), -1, channels)
+            del values  # or two blocks would be in memory while the next one is read
         return tokens
 
     def columns(self, outputs: Integers) -> Floats:
