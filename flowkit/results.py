@@ -19,7 +19,7 @@ def key_figures(experiment: Path) -> Iterator[str]:
         table.setdefault((row["run"], row["sampler"]), {})[row["metric"]] = row["value"]
     width = max(len(run) for run in ("run", *(run for run, _ in table))) + 2
     samplers = max(len(sampler) for sampler in ("sampler", *(sampler for _, sampler in table))) + 2
-    yield f"{'run':<{width}}{'sampler':<{samplers}}" + "".join(f"{column:>10}" for column in COLUMNS)
+    yield f"{'run':<{width}}{'sampler':<{samplers}}" + "".join(f"{column:>11}" for column in COLUMNS)
     for (run, sampler), values in table.items():
         yield f"{run:<{width}}{sampler:<{samplers}}" + "".join(
             _cell(values.get(column)) for column in COLUMNS
@@ -34,4 +34,4 @@ def key_figures(experiment: Path) -> Iterator[str]:
 
 
 def _cell(value: float | None) -> str:
-    return f"{'-':>10}" if value is None else f"{value:>10.4g}"
+    return f"{'-':>11}" if value is None else f"{value:>11.4g}"
