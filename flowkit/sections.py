@@ -262,6 +262,11 @@ class Sampling(Section):
     def _distinct(cls, samplers: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(samplers)) != len(samplers):
             raise ValueError("the same sampler is named twice")
+        for sampler in samplers:
+            if (shift := re.search(rf"-shift({_FACTOR})", sampler)) and float(shift[1]) == 0:
+                raise ValueError(
+                    f"{sampler}: a time shift of 0 leaves all steps at the noise end, give a positive one"
+                )
         return samplers
 
 

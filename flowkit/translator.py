@@ -9,6 +9,7 @@ Shapes: B images, T tokens, E source width, C target width. Tokens go in and com
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +20,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flowkit.errors import CheckpointError, ConfigError
+from flowkit.flow.adaptive import DEFAULT_TOLERANCE
 from flowkit.flow.guidance import CONDITIONAL, evaluations_per_velocity
 from flowkit.flow.noise import StartNoise
-from flowkit.flow.objective import ObjectiveConfig, Transport
+from flowkit.flow.objective import Network, ObjectiveConfig, Transport
 from flowkit.flow.registry import build_head, build_objective
 from flowkit.flow.scale import FeatureScale
-from flowkit.flow.solvers import find_solver
+from flowkit.flow.solvers import ADAPTIVE, find_solver
 from flowkit.model.config import DiTConfig
 from flowkit.model.network import DiT
 from flowkit.model.registry import find_architecture
@@ -75,6 +77,14 @@ class Statistics:
             StartNoise(tensors["noise_positions"], tensors["noise_channels"]),
             tensors["target_mean"],
         )
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Target tokens, float32 at raw scale, and how often the network was evaluated, summed over the images."""
+
+    tokens_BTC: Tensor
+    evaluations: int
 
 
 def build_network(config: DiTConfig, *, seed: int = DEFAULT_SEED) -> DiT:
@@ -130,12 +140,14 @@ class Translator:
     def network_evaluations(
         self, *, num_inference_steps: int, solver: str, guidance_scale: float = CONDITIONAL
     ) -> int:
-        """Return how often `generate` evaluates the network for one image."""
+        """Return how often `generate` evaluates the network for one image.
+
+        Raises `ValueError` for the adaptive solver, which nobody can tell beforehand.
+        """
         if self.is_regression:
             return 1
         return find_solver(solver).evaluations(num_inference_steps) * evaluations_per_velocity(guidance_scale)
 
-    @torch.inference_mode()
     def generate(
         self,
         condition: Tensor,
@@ -143,31 +155,50 @@ class Translator:
         num_inference_steps: int = 50,
         solver: str = "heun",
         guidance_scale: float = CONDITIONAL,
+        time_shift: float = 1.0,
+        tolerance: float = DEFAULT_TOLERANCE,
         generator: torch.Generator | None = None,
         white_noise: Tensor | None = None,
     ) -> Tensor:
         """Return target tokens [B, T, C], float32 at raw scale, for source tokens `condition` [B, T, E].
 
-        The condition is encoded once. Start noise comes from `white_noise` [B, T, C] if given, otherwise from
-        `generator` (without one: from a fixed seed, so equal calls give equal tokens). A regression ignores solver,
-        steps and noise. Raises `ConfigError` for guidance that the network was not trained for, `ValueError` for a
-        condition of another shape.
+        A `time_shift` above 1 moves the steps towards the noise end. The solver "adaptive" chooses its steps by
+        `tolerance`, image by image, and ignores their number and shift. Start noise comes from `white_noise` [B, T, C]
+        if given, otherwise from `generator` (without one: from a fixed seed, so equal calls give equal tokens). A
+        regression ignores solver, steps and noise. Raises `ConfigError` for guidance that the network was not trained
+        for, `ValueError` for a condition of another shape or an impossible solver, number of steps, shift or tolerance.
         """
-        self._check(condition, guidance_scale)
+        transport = Transport(solver, num_inference_steps, guidance_scale, time_shift, tolerance)
+        white = self._white_noise(len(condition), generator) if white_noise is None else white_noise
+        return self.translate(condition, transport, [white]).tokens_BTC
+
+    @torch.inference_mode()
+    def translate(self, condition: Tensor, transport: Transport, noises: Iterable[Tensor]) -> Translation:
+        """Return the mean of the samples that start from each of `noises` [B, T, C], and what they cost.
+
+        The condition is encoded once. Raises as `generate` does.
+        """
+        self._check(condition, transport.guidance_scale)
         source = self.statistics.source.apply(condition.to(self.device, self._dtype))
-        white = (
-            self._white_noise(len(source), generator) if white_noise is None else white_noise.to(self.device)
-        )
-        encoded = self.network.encode_condition(source)
+        at_once = 1 if transport.solver == ADAPTIVE and not self.is_regression else max(1, len(source))
+        encoded = [self.network.encode_condition(part) for part in source.split(at_once)]
         null = None
-        if guidance_scale != CONDITIONAL and not self.is_regression:
+        if transport.guidance_scale != CONDITIONAL and not self.is_regression:
             dropped = torch.zeros(1, dtype=torch.bool, device=self.device)
             null = self.network.encode_condition(source[:1], dropped)
-        transport = Transport(solver, num_inference_steps, guidance_scale)
-        x_0 = self.statistics.noise.color(white.to(self._dtype))
-        return self.statistics.target.undo(
-            self._objective.sample(self.network, encoded, null, x_0, transport).float()
-        )
+        network = _CountedNetwork(self.network)
+        samples = 0
+        total = torch.zeros(1, device=self.device)
+        for white in noises:
+            parts = white.to(self.device, self._dtype).split(at_once)
+            made = [
+                self._objective.sample(network, one, null, self.statistics.noise.color(part), transport)
+                for one, part in zip(encoded, parts, strict=True)
+            ]
+            total = total + torch.cat(made)
+            samples += 1
+        tokens = self.statistics.target.undo((total / samples).float())
+        return Translation(tokens, network.evaluations)
 
     def _white_noise(self, images: int, generator: torch.Generator | None) -> Tensor:
         if generator is None:
@@ -225,6 +256,21 @@ class Translator:
                 "model.safetensors and statistics.safetensors of one training; train again or restore the folder"
             ) from error
         return cls(network.eval(), config, objective, described["feature_scale"], statistics)
+
+
+class _CountedNetwork:
+    """A network that counts the images that it is evaluated for."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.evaluations = 0
+
+    def encode_condition(self, source_BSE: Tensor, keep_B: Tensor | None = None) -> Any:
+        return self._network.encode_condition(source_BSE, keep_B)
+
+    def __call__(self, x_BTC: Tensor, t_B: Tensor, condition: Any) -> Tensor:
+        self.evaluations += len(x_BTC)
+        return self._network(x_BTC, t_B, condition)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Random numbers that belong to one image, and noise with the shape of the target.
 
-Every image has its own generator, keyed by whole numbers such as (seed, step, place in the batch) or (seed, image id).
-Noise therefore depends neither on the batch size nor on the number of processes nor on what was drawn before.
+Every image has its own generator, keyed by numbers and names such as (seed, step, place in the batch) in training and
+(seed, sample key, number of the draw) in sampling. Noise therefore depends neither on the batch size nor on the order
+of images nor on the number of processes nor on what was drawn before.
 
 `StartNoise` turns white noise z into A z B', where A A' is the covariance over positions and B B' over channels of the
 centred training targets. The separable form costs T^2 + C^2 numbers, so it works for 257 x 1024 tokens as well as for
@@ -11,6 +12,7 @@ centred training targets. The separable form costs T^2 + C^2 numbers, so it work
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,17 +24,21 @@ RELATIVE_JITTER = 1e-6
 """Added to each covariance, relative to its mean variance, so that a constant channel keeps a Cholesky factor."""
 
 
-def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose numbers are a pure function of the whole numbers in `key`."""
-    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
+Key = tuple[int | str, ...]
+"""What a stream of random numbers belongs to; 1 and "1" are two things."""
+
+
+def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator whose numbers are a pure function of the whole numbers and names in `key`."""
+    # names are quoted and escaped, so no two keys are written alike
+    written = ",".join(json.dumps(part) if isinstance(part, str) else str(int(part)) for part in key)
+    digest = hashlib.blake2b(written.encode(), digest_size=8).digest()
     generator = torch.Generator(device=device)
     generator.manual_seed(int.from_bytes(digest, "little") >> 1)
     return generator
 
 
-def keyed_normal(
-    keys: Sequence[tuple[int, ...]], shape_TC: tuple[int, ...], device: torch.device | str
-) -> Tensor:
+def keyed_normal(keys: Sequence[Key], shape_TC: tuple[int, ...], device: torch.device | str) -> Tensor:
     """Return standard normal numbers [len(keys), *shape_TC]; row i is a pure function of keys[i]."""
     rows = [
         torch.randn(shape_TC, generator=keyed_generator(*key, device=device), device=device) for key in keys

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from flowkit.flow import path
+from flowkit.flow.adaptive import DEFAULT_TOLERANCE, integrate_adaptively
 from flowkit.flow.guidance import CONDITIONAL, guided
 from flowkit.flow.noise import START_NOISES, StartNoise, keyed_generator
-from flowkit.flow.solvers import integrate, time_grid
+from flowkit.flow.solvers import ADAPTIVE, integrate, time_grid
 from flowkit.flow.time_sampling import SMALLEST_BETA, TIME_DISTRIBUTIONS, times
 
 KINDS = ("flow", "regression", "earlier")
@@ -102,11 +103,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class Transport:
-    """How an objective is sampled: the solver's name, its steps, and the scale of guidance."""
+    """How an objective is sampled: the solver's name, its steps and their shift, and the scale of guidance.
+
+    The adaptive solver has a tolerance in the place of steps and shift.
+    """
 
     solver: str
-    steps: int
+    steps: int = 1
     guidance_scale: float = CONDITIONAL
+    time_shift: float = 1.0
+    tolerance: float = DEFAULT_TOLERANCE
 
 
 def ascending(t: float) -> float:
@@ -202,17 +208,22 @@ class FlowObjective:
         x_0_BTC: Tensor,
         transport: Transport,
     ) -> Tensor:
-        """Carry `x_0_BTC` to the data end. `null_condition` is needed for guidance only."""
+        """Carry `x_0_BTC` to the data end; the adaptive solver takes one image at a time.
+
+        `null_condition` is needed for guidance only.
+        """
 
         def velocity_under(encoded: Any) -> Callable[[Tensor, float], Tensor]:
             def velocity(x_BTC: Tensor, t: float) -> Tensor:
-                t_1 = torch.full((1,), self.clock(t), device=x_BTC.device)
+                t_1 = torch.full((1,), self.clock(t), device=x_BTC.device, dtype=x_BTC.dtype)
                 return self.predict(network, x_BTC, t_1, encoded, path.MINIMUM_REMAINING_SAMPLED)[1]
 
             return velocity
 
         field = guided(velocity_under(condition), velocity_under(null_condition), transport.guidance_scale)
-        return integrate(field, x_0_BTC, time_grid(transport.steps), transport.solver)
+        if transport.solver == ADAPTIVE:
+            return integrate_adaptively(field, x_0_BTC, transport.tolerance)
+        return integrate(field, x_0_BTC, time_grid(transport.steps, transport.time_shift), transport.solver)
 
 
 class RegressionObjective:

@@ -15,7 +15,7 @@ from torch import Tensor
 MINIMUM_REMAINING = 0.02
 """Smallest 1 - t that a velocity in a loss is divided by, so that errors near the data end do not rule it."""
 MINIMUM_REMAINING_SAMPLED = 1e-6
-"""The same in sampling, below the last step of every grid on offer: the last step lands on the clean estimate."""
+"""The same in sampling; no grid has a shorter last step, so the last step lands on the clean estimate."""
 
 
 def expand_time(t_B: Tensor, x_BTC: Tensor) -> Tensor:

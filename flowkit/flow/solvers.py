@@ -5,7 +5,8 @@
     heun:     x + h/2 (v(x, t) + v(x + h v(x, t), t + h)),   plain Euler in the last step
 
 The last corrector of Heun's method is left out because it would evaluate the velocity at t = 1, where a velocity from
-clean tokens is divided by zero. The solver keeps the state in float32 or wider and never clamps it.
+clean tokens is divided by zero; one Euler step errs by h^2, so the order of the whole stays 2. The solver keeps the
+state in float32 or wider and never clamps it. Steps that the error chooses are in `flowkit.flow.adaptive`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from flowkit.flow.path import MINIMUM_REMAINING_SAMPLED
+
+ADAPTIVE = "adaptive"
+"""Name of the solver that chooses its own steps."""
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x_BTC, t) for one time t that all images share."""
@@ -64,14 +70,18 @@ SOLVERS: dict[str, Solver] = {
 def find_solver(name: str) -> Solver:
     """Return the solver called `name`; raises `ValueError` for an unknown name."""
     if name not in SOLVERS:
-        raise ValueError(f"solver is {name!r}, expected one of {sorted(SOLVERS)}; choose one of these")
+        raise ValueError(
+            f"solver is {name!r}, expected one of {sorted(SOLVERS)}, or {ADAPTIVE!r} where no number of steps is "
+            "given; choose one of these"
+        )
     return SOLVERS[name]
 
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """Return steps + 1 ascending times from exactly 0 to exactly 1.
 
-    `shift` s > 1 moves them towards the noise end: t / (t + s - s t). Raises `ValueError` unless steps >= 1, s > 0.
+    `shift` s > 1 moves them towards the noise end: t / (t + s - s t). Raises `ValueError` unless steps >= 1, s > 0,
+    or if the last step is so short that a velocity from clean tokens would not land on them.
     """
     if steps < 1:
         raise ValueError(
@@ -80,7 +90,13 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     if shift <= 0:
         raise ValueError(f"time shift is {shift}, expected a positive number; 1 leaves the grid uniform")
     uniform = [index / steps for index in range(steps + 1)]
-    return [t / (t + shift - shift * t) for t in uniform]
+    times = [t / (t + shift - shift * t) for t in uniform]
+    if (last := times[-1] - times[-2]) < MINIMUM_REMAINING_SAMPLED:
+        raise ValueError(
+            f"the last of {steps} steps with time shift {shift} has length {last:.1e}, expected at least "
+            f"{MINIMUM_REMAINING_SAMPLED}; take fewer steps or a larger shift"
+        )
+    return times
 
 
 def integrate(velocity: Velocity, x_0: Tensor, times: list[float], solver: str) -> Tensor:

@@ -8,6 +8,7 @@ record files (features/records.py) of exactly known size; tables and documents b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -92,11 +93,13 @@ def bytes_per_sample(shape: EncoderShape, storage: str = "float16") -> int:
     return store_size(shape, 1001, storage).bytes - store_size(shape, 1000, storage).bytes
 
 
-def samples_size(tokens: int, width: int, images: int, samplers: int) -> Amount:
-    """Return the size of the samples of a run: for each sampler a token store without pooled embeddings."""
-    content = RecordLayout((tokens, width)).file_bytes(images)
-    one = Amount(content + 2 * DOCUMENT_BYTES + TABLE_BYTES + images * KEY_ROW_BYTES, 7)
-    return RESULT + one.times(samplers)
+def samples_size(tokens: int, width: int, images: Sequence[int], noise_folders: int = 0) -> Amount:
+    """Return the size of the samples of a run: token stores without pooled embeddings of so many images each."""
+    size = RESULT + Amount(0, noise_folders)
+    for count in images:
+        content = RecordLayout((tokens, width)).file_bytes(count)
+        size += Amount(content + 2 * DOCUMENT_BYTES + TABLE_BYTES + count * KEY_ROW_BYTES, 7)
+    return size
 
 
 def unrounded_size(tokens: int, width: int, images: int) -> Amount:

@@ -194,18 +194,22 @@ class Storage:
         yield _Result(RESULTS, what, job.folders[0], size)
 
     def _samples(self, job: Job) -> Iterator[_Result]:
-        config = self.data.plan.config
-        samplers = 1
-        if (run := job.spec.target.get("run")) is not None:
-            sections = config.run(run)
-            samplers = 1 if sections.objective.kind == "regression" else len(sections.sampling.samplers)
-        shape = self.data.as_read(self.data.target)
+        config, further = self.data.plan.config, 0
+        images, shape = config.evaluation.images, self.data.as_read(self.data.target)
+        stores = [images]
+        run = job.spec.target.get("run")
+        if run is not None and config.run(run).objective.kind != "regression":
+            sampling = config.run(run).sampling
+            spread = [name for name in sampling.samplers if has_spread(name)]
+            further = sampling.noise_seeds - 1 if spread else 0
+            noise_images = min(sampling.noise_images or images, images)
+            stores = [images] * len(sampling.samplers) + [noise_images] * (len(spread) * further)
         unrounded = self.data.plan.places.samples(UNROUNDED, config.data.evaluation)
         for folder in job.folders:
             if folder == unrounded:
-                size = unrounded_size(shape.tokens, shape.width, config.evaluation.images)
+                size = unrounded_size(shape.tokens, shape.width, images)
             else:
-                size = samples_size(shape.tokens, shape.width, config.evaluation.images, samplers)
+                size = samples_size(shape.tokens, shape.width, stores, further)
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
 
     def _checkpoints(self) -> Stored:
@@ -229,6 +233,13 @@ class Storage:
 
     def _shapes(self) -> tuple[EncoderShape, EncoderShape]:
         return self.data.as_read(self.data.source), self.data.as_read(self.data.target)
+
+
+def has_spread(sampler: str) -> bool:
+    """Return whether a sampler of a flow is run with every noise seed; loads torch."""
+    from flowkit.sampling.sampler import parse_sampler
+
+    return parse_sampler(sampler).has_spread
 
 
 def training_steps(data: DataFacts, run: str) -> int | None:

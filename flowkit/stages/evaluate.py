@@ -7,7 +7,7 @@ details-<sampler>.npz   figures per image, per position and for a gallery; none 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
 from flowkit.errors import ConfigError, StoreError
-from flowkit.evaluation.collected import Embed, collect_true
+from flowkit.evaluation.collected import Collected, Embed, collect_true
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.retrieval import Captions
 from flowkit.evaluation.score import Classes, MetricRow, Note, Scored, Texts, not_scored, score
@@ -68,8 +68,10 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
     progress = Progress(f"evaluate {name}", len(counts["samplers"]), "sampler")
     for sampler in counts["samplers"]:
         sets = [open_samples(content / noise_folder(k) / sampler) for k in range(counts["noise"][sampler])]
-        rows, notes[sampler] = _scored(session, truth, sampler, sets)
+        rows, notes[sampler], collected = scores_of(sampler, sets, truth.keys, score=truth.score)
         scores[sampler] = rows + _cost_rows(counts, sampler)
+        if collected is not None:
+            np.savez(session.work / f"details-{sampler}.npz", **truth.details(collected))
         for note in notes[sampler]:
             logger.info(
                 "run=%s sampler=%s metrics=%s note=%r", name, sampler, len(note["metrics"]), note["note"]
@@ -81,21 +83,25 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
     session.commit({"samplers": counts["samplers"], "images": len(truth.keys)})
 
 
-def _scored(
-    session: Session, truth: Truth, sampler: str, sets: Sequence[Samples]
-) -> tuple[list[MetricRow], list[Note]]:
+def scores_of(
+    sampler: str, sets: Sequence[Samples], keys: Sequence[str], score: Callable[..., Scored]
+) -> tuple[list[MetricRow], list[Note], Collected | None]:
+    """Return rows, notes and what was collected of a sampler's sets, one for each noise seed.
+
+    `keys` are those of the evaluation's images. Samples that were refused when they were written are counted and named;
+    then nothing is measured.
+    """
     for samples in sets:
-        demand_same_keys(truth.keys, samples, sampler)
+        demand_same_keys(keys, samples, sampler)
     if refused := [key for samples in sets for key in samples.refused_keys]:
         logger.warning("sampler=%s refused=%d first=%s", sampler, len(refused), refused[0])
-        return not_scored(
+        rows, notes = not_scored(
             f"{len(refused)} of {sum(map(len, sets)) + len(refused)} samples are not finite or beyond float16, first "
             f"{', '.join(refused[:KEYS_IN_A_NOTE])}: the run has diverged, lower its learning rate or guidance"
         )
-    found = truth.score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
-    if found.collected.finite_N.all():
-        np.savez(session.work / f"details-{sampler}.npz", **truth.details(found))
-    return found.rows, found.notes
+        return rows, notes, None
+    found = score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
+    return found.rows, found.notes, found.collected if found.collected.finite_N.all() else None
 
 
 class Truth:
@@ -138,9 +144,9 @@ class Truth:
             seed=self.settings["seed"],
         )
 
-    def details(self, found: Scored) -> dict[str, Any]:
+    def details(self, collected: Collected) -> dict[str, Any]:
         """Return the arrays that the report draws."""
-        return per_image(found.collected, self.side, captions=self.texts.captions, seed=self.settings["seed"])
+        return per_image(collected, self.side, captions=self.texts.captions, seed=self.settings["seed"])
 
 
 def embedding_of(layout: str, head_folder: Path) -> Embed | None:

@@ -1,26 +1,35 @@
 """Stage `sample`: the evaluation set, translated by a trained run with each of its samplers.
 
-One folder per sampler, each a token store. A regression has one way to be sampled, whatever the configuration names.
+    <sampler>/              a token store of the first sample of every image, under the keys of the images
+    noise-<k>/<sampler>/    further samples of the first `noise_images` images, k = 1 .. noise_seeds - 1
+
+A regression has one way to be sampled, whatever the configuration names. A regression and the mean of several samples
+have no further samples, because noise does not change the one and hardly the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from flowkit.features.loader import PairedTokens
-from flowkit.features.samples import write_tokens
-from flowkit.progress import Progress
-from flowkit.sampling.sampler import Sampler, parse_sampler, resolve, sample
+from flowkit.features.samples import SampledTokens, write_tokens
+from flowkit.paths import noise_folder
+from flowkit.progress import Progress, logger
+from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
 from flowkit.stages.device import best_device
 from flowkit.stages.paired import open_pairs
-from flowkit.stages.session import Spec, committed, open_session
+from flowkit.stages.session import Session, Spec, committed, open_session
 from flowkit.translator import Translator
 
 BATCH = 128
+KEYS_NAMED = 5
+"""Keys of refused samples that the warning names."""
 
 
 def run(spec: Spec) -> None:
@@ -35,44 +44,97 @@ def run(spec: Spec) -> None:
         trained = committed(spec.places.train(name))[0]
         chosen = trained / "best" if settings["weights"] == "best" else trained
         translator = Translator.load(chosen).to(best_device())
-        pairs = open_pairs(spec, dataset)
-        images = min(spec.values["evaluation"]["images"], len(pairs))
-        samplers = {resolve(parse_sampler(wanted), translator): None for wanted in settings["samplers"]}
-        for sampler in samplers:
-            progress = Progress(f"sample {name} {sampler.name}", images, "image")
-            tokens = _tokens(translator, pairs, images, sampler, settings, progress)
-            write_tokens(session.work / sampler.name, tokens, {"run": name, "sampler": sampler.name})
+        session.commit(_sample_all(session, translator, open_pairs(spec, dataset), spec))
+
+
+def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, spec: Spec) -> dict[str, Any]:
+    """Write the stores of every sampler and noise seed; returns the counts of the manifest."""
+    settings, name = spec.values["sampling"], spec.target["run"]
+    images = min(spec.values["evaluation"]["images"], len(pairs))
+    noise_images = min(settings["noise_images"] or images, images)
+    parsed = [resolve(parse_sampler(wanted), translator) for wanted in settings["samplers"]]
+    samplers = {sampler.name: sampler for sampler in parsed}
+    keys = [str(key) for key in pairs.samples()["key"].iloc[:images]]
+    nfe: dict[str, float] = {}
+    refused: dict[str, list[str]] = {}
+    for sampler in samplers.values():
+        for number in range(_seeds(sampler, settings)):
+            count = noise_images if number else images
+            what = sampler.name if number == 0 else f"{sampler.name} noise {number}"
+            progress = Progress(f"sample {name} {what}", count, "image")
+            draw = _Draw(translator, pairs, keys[:count], sampler, number, settings, progress)
+            store = session.work / noise_folder(number) / sampler.name
+            attributes = {"run": name, "sampler": sampler.name, "noise_seed": number}
+            counts = write_tokens(store, draw.tokens(), attributes, keys=draw.keys)
             progress.close()
-            session.record.rates[f"images_per_s {sampler.name}"] = progress.rate
-        nfe = {
-            sampler.name: translator.network_evaluations(
-                num_inference_steps=sampler.steps,
-                solver=sampler.solver,
-                guidance_scale=settings["guidance_scale"],
-            )
-            for sampler in samplers
-        }
-        session.commit({"samplers": [sampler.name for sampler in samplers], "images": images, "nfe": nfe})
+            if counts.rejects:
+                refused[what] = SampledTokens(store).refused_keys
+            if number == 0:
+                nfe[sampler.name] = draw.evaluations / count
+                session.record.rates[f"images_per_s {sampler.name}"] = progress.rate
+    _warn(name, refused)
+    return {
+        "samplers": list(samplers),
+        "images": images,
+        "nfe": nfe,
+        "noise": {sampler.name: _seeds(sampler, settings) for sampler in samplers.values()},
+        "noise_images": noise_images,
+    }
 
 
-def _tokens(
-    translator: Translator,
-    pairs: PairedTokens,
-    images: int,
-    sampler: Sampler,
-    settings: dict[str, float],
-    progress: Progress,
-) -> Iterator[NDArray[np.float32]]:
-    batches = _sources(pairs, images)
-    guidance = settings["guidance_scale"]
-    for ids, tokens in sample(
-        translator, batches, sampler, seed=int(settings["seed"]), guidance_scale=guidance
-    ):
-        progress.advance(len(ids))
-        yield tokens.cpu().numpy()
+def _seeds(sampler: Sampler, settings: dict[str, Any]) -> int:
+    """Return how many noise seeds a sampler is run with."""
+    return int(settings["noise_seeds"]) if sampler.has_spread else 1
 
 
-def _sources(pairs: PairedTokens, images: int) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
-    for first in range(0, images, BATCH):
-        ids = np.arange(first, min(first + BATCH, images))
-        yield ids, pairs.batch(ids)[0]
+def _warn(name: str, refused: dict[str, list[str]]) -> None:
+    if not refused:
+        return
+    keys = list(dict.fromkeys(key for found in refused.values() for key in found))
+    logger.warning(
+        "run=%s samples_not_finite=%d of %d images with %s, the first are %s; they are in the rejects tables, and the "
+        "run may have diverged: lower its learning rate or guidance",
+        name,
+        sum(map(len, refused.values())),
+        len(keys),
+        ", ".join(refused),
+        ", ".join(keys[:KEYS_NAMED]),
+    )
+
+
+@dataclass
+class _Draw:
+    """One sample of each of the first images by one sampler, made batch by batch."""
+
+    translator: Translator
+    pairs: PairedTokens
+    keys: list[str]
+    sampler: Sampler
+    number: int
+    settings: dict[str, Any]
+    progress: Progress
+    evaluations: int = field(default=0, init=False)
+    """Network evaluations so far, over all images."""
+
+    def tokens(self) -> Iterator[NDArray[np.float32]]:
+        """Yield tokens [B, T, C] at raw scale."""
+        for made in self._samples():
+            self.evaluations += made.evaluations
+            self.progress.advance(len(made.keys))
+            yield made.tokens_BTC.cpu().numpy()
+
+    def _samples(self) -> Iterator[Samples]:
+        return sample(
+            self.translator,
+            self._sources(),
+            self.sampler,
+            seed=int(self.settings["seed"]),
+            guidance_scale=self.settings["guidance_scale"],
+            draw=self.number,
+        )
+
+    def _sources(self) -> Iterator[tuple[list[str], torch.Tensor]]:
+        source = self.pairs.source()
+        for first in range(0, len(self.keys), BATCH):
+            keys = self.keys[first : first + BATCH]
+            yield keys, torch.from_numpy(source[first : first + len(keys)])

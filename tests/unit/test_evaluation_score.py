@@ -277,7 +277,7 @@ def test_tokens_are_read_in_chunks_and_give_the_same_figures(case, monkeypatch):
     assert len(measured) == len(METRICS) - 1  # the mean of seeds
     for metric in measured:
         assert found[metric]["value"] == pytest.approx(whole[metric]["value"], rel=1e-6), metric
-    assert lazy["predicted"].most <= 16 * TOKENS * CHANNELS
+    assert lazy["predicted"].most <= 32 * TOKENS * CHANNELS  # the two-sample test reads 32 images at once
 
 
 def test_everything_is_measured_where_nothing_is_missing():

@@ -102,6 +102,12 @@ def test_noise_of_an_image_is_a_function_of_its_key_alone() -> None:
     )
 
 
+def test_names_and_numbers_in_a_key_are_never_taken_for_each_other() -> None:
+    keys = [(1, "7", 0), (1, 7, 0), (1, "7,0"), (1, '7",0'), ("1", "7", 0), (1, "7", 1), (17, 0), (1, "ü", 0)]
+    noises = noise.keyed_normal(keys, (1,), "cpu").flatten().tolist()
+    assert len(set(noises)) == len(keys)
+
+
 def test_start_noise_takes_the_covariance_it_was_fitted_to() -> None:
     generator = torch.Generator().manual_seed(4)
     a, b = torch.randn(T, T, generator=generator), torch.randn(C, C, generator=generator)

@@ -298,7 +298,7 @@ def test_every_shipped_configuration_prints_a_plan(tmp_path: Path) -> None:
                     (tmp_path / name).mkdir(exist_ok=True)
                     (tmp_path / name / tar).touch()
             if isinstance(dataset, HubDataset):
-                tars = [{"name": f"{n:05d}.tar", "bytes": 5, "sha256": f"{n:064x}"} for n in range(40)]
+                tars = [{"name": f"{n:05d}.tar", "bytes": 5, "sha256": f"{n:064x}"} for n in range(100)]
                 listing = {"repository": dataset.repository, "revision": dataset.revision, "commit": "c" * 40}
                 write_json(places.listing(dataset.repository, dataset.revision), {**listing, "tars": tars})
         folders = tuple(

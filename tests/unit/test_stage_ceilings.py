@@ -17,7 +17,7 @@ from flowkit.paths import MANIFEST, Places
 from flowkit.planning.plan import machine_plan
 from flowkit.planning.sizes import Amount
 from flowkit.provenance import read_json
-from flowkit.sections import BASELINES, CEILINGS
+from flowkit.sections import CEILINGS, USUAL_BASELINES
 from flowkit.stages import ceilings
 from flowkit.stages.fingerprint import code_of
 from flowkit.stages.jobs import Job
@@ -162,9 +162,11 @@ def test_ceilings_are_a_rule_of_their_own_beside_the_baselines(tmp_path: Path) -
     jobs = plan.jobs
     assert jobs["ceilings"].spec.target["ceilings"] == ",".join(CEILINGS)
     closed_forms = jobs["baselines"].spec.target["baselines"].split(",")
-    assert set(closed_forms) == set(BASELINES) - set(CEILINGS)
-    assert jobs["evaluate_baselines"].spec.target["runs"] == ",".join(BASELINES)
-    assert {plan.places.samples(name, "test") for name in BASELINES} <= set(jobs["evaluate_baselines"].inputs)
+    assert set(closed_forms) == set(USUAL_BASELINES) - set(CEILINGS)
+    assert jobs["evaluate_baselines"].spec.target["runs"] == ",".join(USUAL_BASELINES)
+    assert {plan.places.samples(name, "test") for name in USUAL_BASELINES} <= set(
+        jobs["evaluate_baselines"].inputs
+    )
     assert list(jobs).index("ceilings") < list(jobs).index("evaluate_baselines")
     assert plan.select("ceilings", run="true_crop") == [jobs["ceilings"]]
     assert {line.stage for line in machine_plan(plan, None).stages} >= {"baselines", "ceilings"}

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: samples that do not line up with the images are refused, never scored."""
+"""Samples that the evaluation must not take: other images, another order, and what diverged."""
 
 from __future__ import annotations
 
@@ -6,21 +6,83 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flowkit.errors import StoreError
-from flowkit.features.samples import write_tokens
-from flowkit.stages.evaluate import _read_samples
+from flowkit.evaluation.score import METRICS
+from flowkit.features.samples import open_samples, write_tokens, write_unrounded
+from flowkit.stages.evaluate import demand_same_keys, embedding_of, scores_of
+
+KEYS = ["a", "b", "c", "d"]
 
 
-def test_samples_of_a_diverged_run_are_refused_by_number(tmp_path: Path) -> None:
-    tokens = np.ones((5, 3, 2), np.float32)
-    tokens[3, 1, 0] = np.nan
-    write_tokens(tmp_path / "heun-50", [tokens], {"run": "flow"})
-    with pytest.raises(StoreError, match=r"heun-50: 1 of 5 samples .* the first is number 3"):
-        _read_samples(tmp_path / "heun-50")
+def samples(folder: Path, keys: list[str], broken: int | None = None):
+    tokens = np.ones((len(keys), 3, 2), np.float32)
+    if broken is not None:
+        tokens[broken, 1, 0] = np.inf
+    write_tokens(folder, [tokens], {}, keys=keys)
+    return open_samples(folder)
 
 
-def test_whole_samples_are_read_in_order(tmp_path: Path) -> None:
-    tokens = np.arange(30, dtype=np.float32).reshape(5, 3, 2)
-    write_tokens(tmp_path / "euler-1", [tokens[:2], tokens[2:]], {"run": "flow"})
-    assert np.array_equal(_read_samples(tmp_path / "euler-1"), tokens)
+def test_samples_of_the_first_images_in_order_are_taken(tmp_path: Path) -> None:
+    demand_same_keys(KEYS, samples(tmp_path / "all", KEYS), "euler-1")
+    demand_same_keys(KEYS, samples(tmp_path / "first", KEYS[:2]), "euler-1")
+    demand_same_keys(KEYS, samples(tmp_path / "refused", KEYS, broken=1), "euler-1")
+    demand_same_keys(
+        KEYS, write_unrounded(tmp_path / "exact", [np.ones((4, 3, 2), np.float32)], keys=KEYS), "-"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["a", "c", "b", "d"], "place 1 holds image 'c', expected 'b'"),
+        (["b", "c", "d"], "place 0 holds image 'b', expected 'a'"),
+        (["a", "b", "c", "d", "e"], "5 images, expected 4"),
+    ],
+)
+def test_the_first_key_that_differs_is_named(tmp_path: Path, keys: list[str], says: str) -> None:
+    with pytest.raises(StoreError, match=f"euler-1: {says}; sample the run again"):
+        demand_same_keys(KEYS, samples(tmp_path, keys), "euler-1")
+
+
+def _never(*sets: object, **settings: object) -> None:
+    raise AssertionError("nothing is scored")
+
+
+def test_refused_samples_are_counted_and_named_and_nothing_is_measured(tmp_path: Path) -> None:
+    """A diverged run does not keep the others from their report."""
+    rows, notes, collected = scores_of(
+        "heun-50",
+        [samples(tmp_path / "0", KEYS), samples(tmp_path / "1", KEYS, broken=2)],
+        KEYS,
+        score=_never,
+    )
+    assert [row["metric"] for row in rows] == list(METRICS)
+    assert all(row["value"] is None for row in rows)
+    assert notes[0]["note"].startswith(
+        "1 of 8 samples are not finite or beyond float16, first c: the run has diverged"
+    )
+    assert collected is None
+
+
+def test_embeddings_by_layout(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tokens = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    assert embedding_of("patches", tmp_path) is None
+    pooled = embedding_of("pooled", tmp_path)
+    assert pooled is not None
+    assert np.array_equal(pooled(tokens[:, :1]), tokens[:, 0])
+    head = {
+        "norm.weight": torch.ones(4),
+        "norm.bias": torch.zeros(4),
+        "norm.epsilon": torch.tensor([0.0]),
+        "projection.weight": torch.eye(4)[:2].contiguous(),
+    }
+    save_file(head, tmp_path / "head.safetensors")
+    embed = embedding_of("cls_patches", tmp_path)
+    assert embed is not None
+    cls = tokens[:, 0]
+    normed = (cls - cls.mean(1, keepdims=True)) / cls.std(1, keepdims=True)
+    assert embed(tokens) == pytest.approx(normed[:, :2], abs=1e-5)

@@ -64,6 +64,7 @@ BARE = """
 import sys
 for name in ("pydantic", "snakemake", "zarr", "open_clip", "timm", "pandas", "grimp", "submitit", "pyarrow", "yaml"):
     sys.modules[name] = None
+sys.modules["torchdiffeq"] = None
 import flowkit.training.loop, flowkit.sampling.sampler, flowkit.translator, flowkit
 """
 
