@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from flowkit.evaluation.baselines import Baseline, fit_baselines
 from flowkit.evaluation.ridge import RidgeMap
-from flowkit.evaluation.tokens import Tokens, token_chunks
+from flowkit.evaluation.tokens import Tokens, evenly_spaced, token_chunks
 from flowkit.features.samples import write_tokens
 from flowkit.progress import Progress
-from flowkit.stages.paired import evenly_spaced, open_pairs, open_training_pairs
+from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
 SAMPLER = "closed-form"

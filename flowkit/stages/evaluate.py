@@ -23,14 +23,14 @@ from flowkit.evaluation.collected import Collected, Embed, collect_true
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.retrieval import Captions
 from flowkit.evaluation.score import Classes, MetricRow, Note, Scored, Texts, not_scored, score
-from flowkit.evaluation.tokens import Floats, mean_over_images
+from flowkit.evaluation.tokens import Floats, evenly_spaced, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.features.samples import Samples, open_samples
 from flowkit.paths import HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.classes import image_class_names
-from flowkit.stages.paired import evenly_spaced, open_pairs, open_training_pairs
+from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
 DETERMINISTIC = ("closed-form", "direct-1")

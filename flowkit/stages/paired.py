@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flowkit.features.loader import PairedTokens
 from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
@@ -44,8 +41,3 @@ def open_pairs(
 def open_training_pairs(spec: Spec, dataset: str) -> PairedTokens:
     """Return the pairs of the tars that training reads: all but those held out."""
     return open_pairs(spec, dataset, tars=slice(0, -spec.values["data"]["validation_shards"]))
-
-
-def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most `most` of the numbers 0 .. count - 1, evenly spaced, the first one among them."""
-    return np.unique(np.arange(min(count, most), dtype=np.int64) * count // max(1, min(count, most)))

@@ -151,7 +151,14 @@ class Plan(DataPlan):
         target = {"baselines": ",".join(names), "train": train, **self._pair_target(dataset)}
         inputs = (self._pairs_folder(train), self._pairs_folder(dataset))
         folders = tuple(self.places.samples(baseline, dataset) for baseline in names)
-        return Job("baselines", self._spec("baselines", target, values), inputs, folders, memory_mb=6000)
+        return Job(
+            "baselines",
+            self._spec("baselines", target, values),
+            inputs,
+            folders,
+            memory_mb=6000,
+            runtime_minutes=240,
+        )
 
     def _ceilings(self, names: Sequence[str]) -> Job:
         dataset, encoder = self.config.data.evaluation, self.config.encoders.target
@@ -193,7 +200,7 @@ class Plan(DataPlan):
         )
         folders = tuple(self.places.evaluation(run) for run in runs)
         spec = self._spec("evaluate", target, values)
-        return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=4000)
+        return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=6000, runtime_minutes=240)
 
     def _summary(self) -> Job:
         values = {"goals": self.config.goals.model_dump(), "runs": self.all_runs}
