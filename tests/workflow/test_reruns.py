@@ -42,7 +42,7 @@ TABLE = (
          "sample_flow", "sampling.samplers=heun-3,euler-1"),
     Edit("number of noise seeds", "tiny.yaml", "[heun-2, euler-1]", "[heun-2, euler-1], noise_seeds: 3", AFTER_TRAINING,
          "sample_flow", "sampling.noise_seeds=3"),
-    Edit("images of closed forms, and of the mean beside them", "tiny.yaml", "runs:", "closed_forms: {images: 60}\nruns:",
+    Edit("images of closed forms and of the mean", "tiny.yaml", "runs:", "closed_forms: {images: 60}\nruns:",
          {"baselines"} | EVALUATED | END, "baselines", "closed_forms.images=60"),
     Edit("inputs of ridge", "tiny.yaml", "runs:", "closed_forms: {inputs: 100}\nruns:",
          {"baselines", "evaluate_baselines"} | END, "baselines", "closed_forms.inputs=100"),
