@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from flowkit.datasets import DATASET_KINDS, Dataset, overlap
 from flowkit.errors import ConfigError
 from flowkit.sections import (
+    BASELINES,
     USUAL_BASELINES,
     Baseline,
     ClosedForms,
@@ -74,6 +75,13 @@ class Config(Section):
         """YAML reads a plain `true` as a switch."""
         return ["true" if name is True else name for name in names] if isinstance(names, list) else names
 
+    @field_validator("baselines")
+    @classmethod
+    def _distinct(cls, names: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("the same baseline is named twice")
+        return names
+
     @model_validator(mode="after")
     def _names_fit(self) -> Config:
         for role in ("train", "evaluation"):
@@ -87,7 +95,7 @@ class Config(Section):
         train, evaluation = self.datasets[self.data.train], self.datasets[self.data.evaluation]
         if found := overlap(train, evaluation):
             raise ValueError(f"datasets.{self.data.evaluation}.{found}")
-        if taken := set(self.runs) & {*self.baselines, "baselines"}:
+        if taken := set(self.runs) & {*BASELINES, "baselines", "ceilings"}:
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
         return self
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Array
-from flowkit.evaluation.distribution import Moments, TenthsOfMoments, moments_of_tenths
 from flowkit.evaluation.metrics import TokenStatistics, token_statistics
+from flowkit.evaluation.moments import Moments, TenthsOfMoments, moments_of_tenths
 from flowkit.evaluation.similarity import nearest_neighbours
 from flowkit.evaluation.tokens import Floats, Integers, Tokens, token_chunks
 

@@ -1,8 +1,8 @@
 """Which goals an experiment is judged by: what run `flow` must show beside the baselines and beside itself.
 
-The flow is judged by its best sampler of few evaluations, best by R2; a run stands for all its training seeds, and each
-must bear the goal. Whether a goal was measured is not decided here: one whose figures are missing is "not measured".
-Goals that need a run or a demand that the experiment does not have are left out.
+The flow is judged by its best sampler of few evaluations, best by the R2 of its worst training seed; a run stands for
+all its seeds, and each must bear the goal. Whether a goal was measured is not decided here: one whose figures are
+missing is "not measured". Goals that need a run or a demand that the experiment does not have are left out.
 """
 
 from __future__ import annotations
@@ -98,16 +98,23 @@ def _beside_runs(few: str, rows: Sequence[SummaryRow], demands: Mapping[str, Any
 
 
 def _best_sampler(rows: Sequence[SummaryRow], run: str, most_evaluations: float = float("inf")) -> str | None:
-    """The sampler of a run, or of all its training seeds, with the highest R2 among those of few evaluations.
+    """The sampler with the highest R2 among those that all training seeds of a run have and that cost few evaluations.
 
-    A run whose R2 is nowhere known is judged by its first sampler, and its goals are not measured.
+    One whose R2 is not known is the last choice: it is judged if there is no other, and its goals are not measured.
     """
     mine = [row for row in rows if without_seed(row["run"]) == run]
-    evaluations = {row["sampler"]: row["value"] for row in mine if row["metric"] == "nfe"}
-    found: dict[str, list[float]] = {}
+    seeds = {row["run"] for row in mine}
+    dear = {
+        row["sampler"] for row in mine if row["metric"] == "nfe" and _exceeds(row["value"], most_evaluations)
+    }
+    found: dict[str, dict[str, float]] = {}
     for row in mine:
-        if row["metric"] == "r2" and (evaluations.get(row["sampler"]) or 0) <= most_evaluations:
-            found.setdefault(row["sampler"], []).append(
-                float("-inf") if row["value"] is None else row["value"]
-            )
-    return max(found, key=lambda sampler: sum(found[sampler]) / len(found[sampler])) if found else None
+        if row["metric"] == "r2" and row["sampler"] not in dear:
+            value = float("-inf") if row["value"] is None else row["value"]
+            found.setdefault(row["sampler"], {})[row["run"]] = value
+    shared = {sampler: min(values.values()) for sampler, values in found.items() if values.keys() == seeds}
+    return max(shared, key=lambda sampler: shared[sampler]) if shared else None
+
+
+def _exceeds(evaluations: float | None, most: float) -> bool:
+    return evaluations is None or evaluations > most

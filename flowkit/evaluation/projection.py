@@ -118,15 +118,14 @@ def fit_principal_inputs(source: Tokens, mean_TE: Array, *, inputs: int) -> Prin
         fit_reduction(source, mean_TE, REDUCED_PER_INPUT * inputs) if is_projected else Reduction(mean_TE)
     )
     start_FK = _leading_directions(source, reduction, inputs) if is_projected else None
+    if start_FK is not None and not start_FK.shape[1]:
+        raise _all_alike(len(source))
     unrotated = _unrotated_scores(source, reduction, start_FK)
     values, rotation = linalg.eigh(_squares(unrotated), driver="evd", overwrite_a=True)
     resolution = max(np.finfo(np.float64).eps, np.finfo(unrotated.dtype).eps ** 2)
     has_spread = np.flatnonzero(values > values.max() * len(values) * resolution)[::-1]
     if not len(has_spread):
-        raise ConfigError(
-            f"the source tokens of all {len(source)} training images are alike, so ridge and nearest have nothing "
-            "to go by; look at data.train and encoders.source, or leave them out of baselines"
-        )
+        raise _all_alike(len(source))
     rotation = rotation[:, has_spread].astype(unrotated.dtype)
     scores = np.empty((len(source), len(has_spread)), unrotated.dtype)
     for rows in chunks(len(source)):
@@ -234,3 +233,10 @@ def _rotated(basis_FK: Floats, rotation_KK: Floats) -> Floats:
 
 def _column_parts(width: int) -> list[slice]:
     return [slice(start, min(start + COLUMNS, width)) for start in range(0, width, COLUMNS)]
+
+
+def _all_alike(images: int) -> ConfigError:
+    return ConfigError(
+        f"the source tokens of all {images} training images are alike, so ridge and nearest have nothing to go by; "
+        "look at data.train and encoders.source, or leave them out of baselines"
+    )

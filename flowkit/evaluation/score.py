@@ -10,7 +10,7 @@ by their spread over noise seeds where there are several. Shapes: N images, T to
 width, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -28,8 +28,10 @@ from flowkit.evaluation.bootstrap import (
     with_noise,
 )
 from flowkit.evaluation.collected import Collected, TrueSide, collect
-from flowkit.evaluation.distribution import TENTHS, disjoint_frechet, half_is_measurable, relative_frechet
+from flowkit.evaluation.distribution import disjoint_frechet, halves_are_measurable, relative_frechet
 from flowkit.evaluation.metrics import cosine, token_ratios
+from flowkit.evaluation.moments import TENTHS
+from flowkit.evaluation.notes import EMBEDDING_METRICS, Note, Notes
 from flowkit.evaluation.retrieval import (
     Captions,
     caption_to_image_ranks,
@@ -42,15 +44,11 @@ from flowkit.evaluation.tokens import Floats, Tokens
 from flowkit.evaluation.two_sample import two_sample_auc
 from flowkit.evaluation.zero_shot import zero_shot_ratio
 
-TEXT_METRICS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")
-EMBEDDING_METRICS = ("emb_cos", "self_r1", "self_r5", "self_r10", *TEXT_METRICS, "zero_shot_top1")
-POOLED_METRICS = ("mmd", "knn_agreement", "cka")
 METRICS = (
     *("tok_cos", "tok_ccos", "img_cos", "img_ccos", "r2"),
     *("fd_tok", "fd_img", "fd_tok_disjoint", "fd_img_disjoint", "mmd", "auc", "cka", "knn_agreement"),
     *("var_ratio", "norm_ratio", *EMBEDDING_METRICS, *dispersion.MEASURES, *thresholds.MEASURES),
 )
-KEYS_IN_A_NOTE = 5
 
 
 class MetricRow(TypedDict):
@@ -60,13 +58,6 @@ class MetricRow(TypedDict):
     value: float | None
     low: float | None
     high: float | None
-
-
-class Note(TypedDict):
-    """Why some metrics were not measured, or on what."""
-
-    metrics: list[str]
-    note: str
 
 
 @dataclass(frozen=True)
@@ -112,19 +103,40 @@ def score(
     """
     texts = Texts() if texts is None else texts
     collected = collect(predicted, true)
-    notes = _notes(collected, true, texts, is_deterministic=is_deterministic, seeds=1 + len(noise), keys=keys)
+    notes = _noted(collected, texts)
+    notes.on_values(collected.finite_N, keys, METRICS)
     if not collected.finite_N.all():
-        return Scored([_row(metric, NOT_MEASURED) for metric in METRICS], notes, collected)
+        return Scored([_row(metric, NOT_MEASURED) for metric in METRICS], notes.found, collected)
+    notes.on_noise([len(one) for one in noise], is_deterministic=is_deterministic)
     ratios = image_ratios(collected, true, texts, seed)
     estimates = bootstrap(ratios, draw_counts(len(predicted), draws=draws, seed=seed))
-    estimates |= _spread(predicted, noise, true, draws, seed, is_deterministic=is_deterministic)
+    if is_deterministic:
+        estimates |= _no_spread(collected)
+    elif noise:
+        estimates |= _spread(predicted, noise, true, draws, seed)
     estimates |= _distances_over_noise(predicted, collected, noise, true, seed)
-    return Scored([_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS], notes, collected)
+    rows = [_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS]
+    notes.on_rest([row["metric"] for row in rows if row["value"] is None])
+    return Scored(rows, notes.found, collected)
 
 
 def not_scored(why: str) -> tuple[list[MetricRow], list[Note]]:
     """Rows and note of predictions that no metric can be measured on."""
     return [_row(metric, NOT_MEASURED) for metric in METRICS], [Note(metrics=list(METRICS), note=why)]
+
+
+def _noted(collected: Collected, texts: Texts) -> Notes:
+    """What is to be said of the set itself."""
+    captions, classes = texts.captions, texts.classes
+    images, channels = collected.side.means_ND.shape
+    notes = Notes((images, collected.statistics.error_NT.shape[1], channels))
+    notes.on_size()
+    notes.on_texts(
+        has_embeddings=collected.side.embeddings_NP is not None,
+        captioned=0 if captions is None else len(np.unique(captions.image_M)),
+        in_classes=None if classes is None else int(classes.labels_NC.any(axis=1).sum()),
+    )
+    return notes
 
 
 def image_ratios(collected: Collected, true: TrueSide, texts: Texts, seed: int) -> dict[str, Ratio]:
@@ -170,9 +182,8 @@ def distances(predicted: Tokens, collected: Collected, true: TrueSide, seed: int
         ("fd_tok", images * tokens, side.token_moments, target.token_moments),
         ("fd_img", images, side.mean_moments, target.mean_moments),
     ):
-        if count > channels:
+        if halves_are_measurable(images, count, channels):
             found[name] = relative_frechet(ours, theirs)
-        if half_is_measurable(count, channels):
             found[f"{name}_disjoint"] = disjoint_frechet(ours, theirs)
     return found
 
@@ -182,19 +193,16 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _no_spread(collected: Collected) -> dict[str, Estimate]:
+    """A deterministic map has none; where it makes no error either, their ratio means nothing."""
+    nothing = Estimate(0.0, 0.0, 0.0)
+    errs = collected.statistics.error_NT.sum() > 0
+    return {"seed_spread": nothing, "dispersion": nothing if errs else NOT_MEASURED}
+
+
 def _spread(
-    predicted: Tokens,
-    noise: Sequence[Tokens],
-    true: TrueSide,
-    draws: int,
-    seed: int,
-    *,
-    is_deterministic: bool,
+    predicted: Tokens, noise: Sequence[Tokens], true: TrueSide, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    if is_deterministic:
-        return {name: Estimate(0.0, 0.0, 0.0) for name in ("seed_spread", "dispersion")}
-    if not noise:
-        return {}
     ratios = dispersion.dispersion_ratios([predicted, *noise], true.tokens, true.mean_TD)
     images = len(ratios["seed_spread"].numerator_N)
     return bootstrap(ratios, draw_counts(images, draws=draws, seed=seed))
@@ -211,52 +219,6 @@ def _distances_over_noise(
         lowest = -np.inf if name == "mmd" else 0.0
         found[name] = with_noise(estimate, values, lowest=lowest, groups=TENTHS)
     return found
-
-
-def _notes(
-    collected: Collected,
-    true: TrueSide,
-    texts: Texts,
-    *,
-    is_deterministic: bool,
-    seeds: int,
-    keys: Sequence[str] | None,
-) -> list[Note]:
-    images, tokens, channels = true.tokens.shape
-    notes: list[Note] = []
-
-    def say(metrics: Sequence[str], note: str) -> None:
-        notes.append(Note(metrics=list(metrics), note=note))
-
-    if lost := int((~collected.finite_N).sum()):
-        rows = np.flatnonzero(~collected.finite_N)[:KEYS_IN_A_NOTE]
-        named = ", ".join(str(row) if keys is None else keys[row] for row in rows)
-        say(METRICS, f"{lost} of {images} predictions are not finite, first {named}: nothing is measured")
-    if collected.side.embeddings_NP is None:
-        say(EMBEDDING_METRICS, "the layout has no class token, of which image embeddings are made")
-        say(POOLED_METRICS, "measured on token means, because the layout has no class token")
-    for name, count, unit in (("fd_tok", images * tokens, "tokens"), ("fd_img", images, "images")):
-        if count <= channels:
-            say([name], f"{count} {unit} do not span {channels} channels; mmd holds at any number of images")
-        if not half_is_measurable(count, channels):
-            say([f"{name}_disjoint"], f"half of {count} {unit} does not span {channels} channels; see mmd")
-    if seeds == 1 and not is_deterministic:
-        say(dispersion.MEASURES, "one sample per image says nothing of spread: raise sampling.noise_seeds")
-    _note_texts(say, texts, images)
-    return notes
-
-
-def _note_texts(say: Callable[[Sequence[str], str], None], texts: Texts, images: int) -> None:
-    captions, classes = texts.captions, texts.classes
-    captioned = 0 if captions is None else len(np.unique(captions.image_M))
-    if captioned == 0:
-        say(TEXT_METRICS, "no image has a caption")
-    elif captioned < images:
-        say(TEXT_METRICS, f"{images - captioned} of {images} images have no caption and are left out")
-    if classes is None:
-        say(["zero_shot_top1"], "the data set has no classes")
-    elif (shown := int(classes.labels_NC.any(axis=1).sum())) < images:
-        say(["zero_shot_top1"], f"{images - shown} of {images} images count for no class and are left out")
 
 
 def _row(metric: str, estimate: Estimate) -> MetricRow:

@@ -12,7 +12,7 @@ Intervals of mmd and cka come from leaving out one tenth of the images at a time
 import numpy as np
 
 from flowkit.evaluation.bootstrap import Array, Estimate, jackknife
-from flowkit.evaluation.distribution import TENTHS, moments_of_tenths, tenths_of, total
+from flowkit.evaluation.moments import TENTHS, moments_of_tenths, tenths_of, total
 from flowkit.evaluation.retrieval import unit
 from flowkit.evaluation.tokens import Floats, Integers, chunks
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowkit.evaluation.distribution import Moments, moments, symmetric_root
+from flowkit.evaluation.moments import Moments, moments, symmetric_root
 from flowkit.evaluation.ridge import RidgeMap, RidgeProblem
 from flowkit.evaluation.tokens import Array, Floats, Tokens, evenly_spaced
 

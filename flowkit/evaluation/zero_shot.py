@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowkit.evaluation.bootstrap import Ratio
-from flowkit.evaluation.retrieval import unit
+from flowkit.evaluation.retrieval import TIE, unit
 from flowkit.evaluation.tokens import Floats
 
 
@@ -30,7 +30,9 @@ def zero_shot_ratio(predicted_NP: Floats, class_embeddings_CP: Floats, labels_NC
             f"labels have shape {labels_NC.shape}, expected {(len(predicted_NP), len(class_embeddings_CP))}"
         )
     similarity = unit(predicted_NP) @ unit(class_embeddings_CP).T
-    chosen = np.argmax(np.nan_to_num(similarity, nan=-2.0), axis=1)
-    is_right = labels_NC[np.arange(len(labels_NC)), chosen] & np.isfinite(similarity).all(axis=1)
+    right = np.where(labels_NC, similarity, -np.inf).max(axis=1)
+    wrong = np.where(labels_NC, -np.inf, similarity).max(axis=1)
+    # a tie counts against the prediction, or a collapsed embedding would be right wherever the first class is
+    is_right = (right > wrong + TIE) & np.isfinite(similarity).all(axis=1)
     has_class: NDArray[np.bool_] = np.any(labels_NC, axis=1)
     return Ratio(is_right.astype(np.float64), has_class.astype(np.float64))

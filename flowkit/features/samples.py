@@ -52,6 +52,11 @@ class SampledTokens:
         return [str(key) for key in self._store.samples["key"]]
 
     @property
+    def indices(self) -> list[int]:
+        """Which of the images that were sampled each one is."""
+        return [int(index) for index in self._store.samples["index"]]
+
+    @property
     def refused_keys(self) -> list[str]:
         """Keys of the samples that were not finite or beyond float16."""
         return [str(key) for key in self._store.rejects["key"]]
@@ -92,6 +97,11 @@ class UnroundedTokens:
     def keys(self) -> list[str]:
         """Keys of the samples, in order."""
         return list(self._keys)
+
+    @property
+    def indices(self) -> list[int]:
+        """Which of the images that were sampled each one is."""
+        return list(range(len(self)))
 
     @property
     def refused_keys(self) -> list[str]:

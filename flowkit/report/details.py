@@ -1,9 +1,9 @@
 """The arrays behind one evaluated sampler: one value per image, per token position and per gallery image.
 
 Format: `details-<sampler>.npz`, no pickles. N images, T token positions (row-major, CLS first where there
-is one), G gallery images. `cos_image` is the mean cosine over an image's tokens, `cos_constant` and
+is one), G gallery images. `cos_image` is the cosine of an image's token means, `cos_constant` and
 `cos_shuffled` are the same for the constant prediction and for shuffled pairs; `cos_token_mean` is the
-cosine of token means. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
+mean cosine over its tokens. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
 prediction. Ranks count from 1; 0 is not measured.
 """
 

@@ -24,7 +24,7 @@ LEAST_UNEXPLAINED, MOST_UNEXPLAINED = 1e-3, 3.0
 
 
 def cosine_histogram(name: str, details: Details) -> Plot:
-    """Draw the mean token cosine of all images, beside the constant prediction and shuffled pairs."""
+    """Draw the cosine of token means of all images, beside the constant prediction and shuffled pairs."""
     groups = {
         "prediction": _finite(details.cos_image),
         "constant": _finite(details.cos_constant),
@@ -40,7 +40,7 @@ def cosine_histogram(name: str, details: Details) -> Plot:
             colour, dash = SERIES[number], DASHES[number]
             axes.stairs(shares, edges, fill=True, alpha=0.25, color=colour)
             axes.stairs(shares, edges, linewidth=1.6, linestyle=dash, color=colour, label=label)
-        axes.set_xlabel("mean token cosine, per image")
+        axes.set_xlabel("cosine of token means, per image")
         axes.set_ylabel("share of images")
         axes.legend(loc="upper left")
         canvas.margins(56, 14, 12, 44)
@@ -56,7 +56,7 @@ def cosine_histogram(name: str, details: Details) -> Plot:
         svg=svg,
         width=canvas.width,
         height=canvas.height,
-        alt=f"Histogram of mean token cosines per image of {name}. Medians: {medians}.",
+        alt=f"Histogram of the cosines of token means per image of {name}. Medians: {medians}.",
         caption=f"Medians: {medians}. A cosine means something only by its distance from the other two.",
         data=Plain(("from", "to", *groups), rows),
     )

@@ -140,7 +140,7 @@ def facts(details: Details, index: int) -> list[str]:
     rank = int(np.sum(details.error_image < error)) + 1
     count = details.error_image.size
     return [
-        f"cosine {plain(float(details.cos_image[index]))}",
+        f"mean token cosine {plain(float(details.cos_token_mean[index]))}",
         f"error {plain(error)}, rank {rank:,} of {count:,}",
         f"own image at rank {_rank(details.self_rank[index])}, "
         f"caption at rank {_rank(details.t2i_rank[index])}",

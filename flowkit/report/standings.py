@@ -13,11 +13,12 @@ from typing import Literal
 
 from flowkit.report.data import Measurement, Results
 from flowkit.report.measures import plain
+from flowkit.sections import BASELINES, CEILINGS
 
 Kind = Literal["flow", "regression", "closed form", "ceiling"]
 HEADLINE = "r2"
-CLOSED_FORMS = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
-CEILING = "true"
+CEILING_RUNS = ("true", *CEILINGS)
+CLOSED_FORMS = tuple(name for name in BASELINES if name not in CEILING_RUNS)
 NO_SAMPLERS = frozenset({"", "-", "closed-form"})
 REFERENCES = ("constant", "ridge", "regression")
 
@@ -96,7 +97,7 @@ def kind_of(run: str, samplers: Iterable[str]) -> Kind:
 
     A closed form has no sampler, a regression only `direct-<steps>`.
     """
-    if run == CEILING:
+    if run in CEILING_RUNS:
         return "ceiling"
     samplers = set(samplers)
     if run in CLOSED_FORMS or samplers <= NO_SAMPLERS:

@@ -116,8 +116,12 @@ def thresholds_table(details: Details) -> Table:
     for threshold in THRESHOLDS:
         shares = [_share_above(values, threshold) for values in columns.values()]
         lines.append(Line([Cell(f"above {threshold}"), *shares]))
-    headers = [Header("token cosine"), *[Header(name, numeric=True) for name in columns]]
-    return Table("Share of images above a mean token cosine. Read it across.", headers, lines)
+    headers = [Header("cosine of token means"), *[Header(name, numeric=True) for name in columns]]
+    return Table(
+        "Share of images whose cosine of token means is above a level: it hides errors of single tokens.",
+        headers,
+        lines,
+    )
 
 
 def _share_above(values: Array, threshold: float) -> Cell:

@@ -62,6 +62,7 @@ def _make(spec: Spec, missing: dict[str, Session]) -> None:
             made / SAMPLER, _counted(predicted, progress), {"run": name, "sampler": SAMPLER}, keys=keys
         )
         progress.close()
+        session.record.rates[f"images_per_s {SAMPLER}"] = progress.rate
         counts = {"samplers": [SAMPLER], "images": len(ids), "nfe": {SAMPLER: 0}, "noise": {SAMPLER: 1}}
         session.commit(counts | _facts(fitted.get(name)), folder=made)
 

@@ -81,7 +81,7 @@ def _make(session: Session, name: str, encoder: Callable[[], FrozenEncoder]) -> 
     else:
         write_tokens(folder, tokens, {"run": name, "sampler": SAMPLER}, keys=keys)
     progress.close()
-    session.record.rates["images_per_s"] = progress.rate
+    session.record.rates[f"images_per_s {SAMPLER}"] = progress.rate
     session.commit({"samplers": [SAMPLER], "images": images, "nfe": {SAMPLER: 0}, "noise": {SAMPLER: 1}})
 
 

@@ -21,8 +21,9 @@ from flowkit.encoders.head import apply_head
 from flowkit.errors import ConfigError, StoreError
 from flowkit.evaluation.collected import Collected, Embed, collect_true
 from flowkit.evaluation.details import per_image
+from flowkit.evaluation.notes import KEYS_IN_A_NOTE, Note
 from flowkit.evaluation.retrieval import Captions
-from flowkit.evaluation.score import Classes, MetricRow, Note, Scored, Texts, not_scored, score
+from flowkit.evaluation.score import Classes, MetricRow, Scored, Texts, not_scored, score
 from flowkit.evaluation.tokens import Floats, evenly_spaced, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.features.samples import Samples, open_samples
@@ -33,8 +34,8 @@ from flowkit.stages.classes import image_class_names
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
-DETERMINISTIC = ("closed-form", "direct-1")
-KEYS_IN_A_NOTE = 5
+CLOSED_FORM = "closed-form"
+DETERMINISTIC = (CLOSED_FORM, "direct-1")
 
 
 def run(spec: Spec) -> None:
@@ -93,11 +94,14 @@ def scores_of(
     """
     for samples in sets:
         demand_same_keys(keys, samples, sampler)
+    if (images := len(sets[0]) + len(sets[0].refused_keys)) != len(keys):
+        raise StoreError(f"samples of {sampler}: {images} images, expected {len(keys)}; sample the run again")
     if refused := [key for samples in sets for key in samples.refused_keys]:
         logger.warning("sampler=%s refused=%d first=%s", sampler, len(refused), refused[0])
+        cure = "" if sampler == CLOSED_FORM else ": the run has diverged, lower its learning rate or guidance"
         rows, notes = not_scored(
             f"{len(refused)} of {sum(map(len, sets)) + len(refused)} samples are not finite or beyond float16, first "
-            f"{', '.join(refused[:KEYS_IN_A_NOTE])}: the run has diverged, lower its learning rate or guidance"
+            f"{', '.join(refused[:KEYS_IN_A_NOTE])}{cure}"
         )
         return rows, notes, None
     found = score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
@@ -127,9 +131,7 @@ class Truth:
         )
         texts, _ = committed(spec.places.texts(dataset, target_id))
         kind = spec.values["datasets"][dataset]["kind"]
-        self.texts = _texts(
-            texts, samples["captions"].tolist(), image_class_names(kind, samples["attributes_json"])
-        )
+        self.texts = texts_of(texts, kind, samples["captions"].tolist(), samples["attributes_json"].tolist())
 
     def score(self, predicted: Samples, noise: Sequence[Samples], *, is_deterministic: bool) -> Scored:
         """Return the metric rows of one sampler, with notes."""
@@ -166,19 +168,19 @@ def embedding_of(layout: str, head_folder: Path) -> Embed | None:
 def demand_same_keys(expected: Sequence[str], samples: Samples, sampler: str) -> None:
     """Raise `StoreError` naming the first key that differs, unless samples are those of the first images, in order.
 
-    Samples that were refused are known by their keys and left out of the comparison.
+    Samples that were refused are gaps between the others.
     """
-    refused = set(samples.refused_keys)
-    wanted = [key for key in expected[: len(samples) + len(refused)] if key not in refused]
-    for place, (key, found) in enumerate(zip(wanted, samples.keys, strict=False)):
-        if key != found:
-            raise StoreError(
-                f"samples of {sampler}: place {place} holds image {found!r}, expected {key!r}; sample the run again"
-            )
-    if len(wanted) != len(samples.keys):
+    count = len(samples) + len(samples.refused_keys)
+    if count > len(expected):
         raise StoreError(
-            f"samples of {sampler}: {len(samples.keys)} images, expected {len(wanted)}; sample the run again"
+            f"samples of {sampler}: {count} images, expected {len(expected)}; sample the run again"
         )
+    for index, found in zip(samples.indices, samples.keys, strict=True):
+        if found != expected[index]:
+            raise StoreError(
+                f"samples of {sampler}: place {index} holds image {found!r}, expected {expected[index]!r}; "
+                "sample the run again"
+            )
 
 
 def _first_token(tokens_NTD: Floats) -> Floats:
@@ -189,10 +191,13 @@ def _cost_rows(counts: dict[str, Any], sampler: str) -> list[MetricRow]:
     return [MetricRow(metric="nfe", value=float(counts["nfe"][sampler]), low=None, high=None)]
 
 
-def _texts(
-    folder: Path, captions_of_images: Sequence[Sequence[str]], class_names: Sequence[Sequence[str]]
+def texts_of(
+    folder: Path,
+    kind: str,
+    captions_of_images: Sequence[Sequence[str]],
+    attributes_of_images: Sequence[str | None],
 ) -> Texts:
-    """Return captions and classes of the judged images."""
+    """Return captions and classes of the judged images of a data set of this kind; no classes where it has none."""
     embeddings = load_file(folder / TEXT_EMBEDDINGS)
     texts = read_json(folder / TEXTS)
     row_of = {text: row for row, text in enumerate(texts["captions"])}
@@ -205,5 +210,6 @@ def _texts(
     if not texts["classes"]:
         return Texts(captions)
     number = {name: row for row, name in enumerate(texts["classes"])}
+    class_names = image_class_names(kind, attributes_of_images)
     table = class_table([[number[name] for name in names] for names in class_names], len(number))
     return Texts(captions, Classes(embeddings["prompts"].numpy(), table))

@@ -23,7 +23,7 @@ TOWER_TRAINING = {
     "flowkit.shards.demo_shapes",
 }
 DRAWING = {"flowkit.shards.demo_shapes", "flowkit.shards.demo_raster"}
-COCO = {"flowkit.shards.coco"}
+COCO = {"flowkit.shards.coco", "flowkit.shards.coco_categories"}
 FETCHING = {"flowkit.hub_access", "flowkit.encoders.weight_hub"} | {
     f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")
 }
@@ -34,7 +34,7 @@ REPORT_FILES = ("report/templates",)
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     """Return the fingerprint of the code that a stage reaches with these values."""
     leave_out = {*FETCHING, "flowkit.encoders.open_clip_text"}
-    if stage == "shards":
+    if stage in ("shards", "texts", "evaluate"):
         (dataset,) = values["datasets"].values()
         leave_out |= (DRAWING if dataset["kind"] != "demo" else set()) | (
             COCO if dataset["kind"] != "coco" else set()

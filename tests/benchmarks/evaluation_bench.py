@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from rows import Row, row
 from scipy import linalg
 
-from flowkit.evaluation.distribution import frechet_distance, moments
+from flowkit.evaluation.distribution import frechet_distance
+from flowkit.evaluation.moments import moments
 from flowkit.features.samples import write_tokens
 
 IMAGES, TOKENS, CHANNELS, WIDTH = 5000, 257, 1024, 768

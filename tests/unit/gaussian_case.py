@@ -16,7 +16,7 @@ import paired_material
 import torch
 from torch import Tensor, nn
 
-from flowkit.evaluation.distribution import Moments
+from flowkit.evaluation.moments import Moments
 from flowkit.flow.noise import StartNoise, isotropic
 from flowkit.flow.objective import ObjectiveConfig
 from flowkit.flow.scale import FeatureScale

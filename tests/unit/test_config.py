@@ -58,6 +58,14 @@ def test_seeds_differ_from_the_demo_in_runs_and_evaluation_pictures_alone() -> N
         ("runs.flow.train.steps=-1", "runs.flow.train.steps=-1"),
         ("runs.flow.trian.steps=3", "runs.flow.trian: unknown section"),
         ("runs.ridge.train.steps=3", "runs.ridge has the name of a baseline"),
+        ("baselines=[ridge, ridge]", "the same baseline is named twice"),
+        ("baselines=[ridgee]", "baselines.0='ridgee': Input should be 'constant'"),
+        ("sampling.samplers=[euler-4-shift0]", "a time shift of 0 leaves all steps at the noise end"),
+        ("sampling.samplers=[rk4-4]", "sampling.samplers.0='rk4-4'"),
+        (
+            "sampling.samplers=[euler-4-guidance2]",
+            "sampling.samplers=euler-4-guidance2 needs a run that was trained",
+        ),
         ("encoders.source.name=eva", "encoders.source.name='eva'"),
         ("sampling.samplers=[huen-50]", "sampling.samplers.0='huen-50'"),
         ("sampling.samplers=[heun-50, heun-50]", "the same sampler is named twice"),
@@ -101,6 +109,16 @@ def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, sa
         load_config(DEMO, (override,))
     lines = [line for line in str(caught.value).splitlines() if says in line]
     assert len(lines) == 1, caught.value
+
+
+def test_names_of_baselines_are_taken_also_where_they_are_left_out() -> None:
+    for name in ("true", "constant", "true_crop"):
+        with pytest.raises(ConfigError, match=f"runs.{name} has the name of a baseline"):
+            load_config(DEMO, ("baselines=[ridge]", f"runs.{name}={{}}"))
+
+
+def test_a_plain_true_among_baselines_is_the_name() -> None:
+    assert load_config(DEMO, ("baselines=[true, ridge]",)).baselines == ("true", "ridge")
 
 
 def test_every_shipped_configuration_can_be_planned(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from flowkit.errors import ConfigError
 from flowkit.evaluation import baselines, projection, ridge, tokens, transport
 from flowkit.evaluation.baselines import BASELINES, Nearest, fit_baselines, fit_procrustes
-from flowkit.evaluation.distribution import moments
+from flowkit.evaluation.moments import moments
 from flowkit.evaluation.projection import fit_principal_inputs, fit_reduction
 from flowkit.evaluation.ridge import HALF_DECADES, WIDEST_HALF_DECADES, ridge_problem
 from flowkit.evaluation.tokens import Chosen, evenly_spaced, mean_over_images

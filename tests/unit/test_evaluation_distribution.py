@@ -5,15 +5,8 @@ import pytest
 from scipy import linalg
 
 from flowkit.evaluation import distribution
-from flowkit.evaluation.distribution import (
-    TenthsOfMoments,
-    disjoint_frechet,
-    frechet_distance,
-    half_is_measurable,
-    moments,
-    moments_of_tenths,
-    total,
-)
+from flowkit.evaluation.distribution import disjoint_frechet, frechet_distance, halves_are_measurable
+from flowkit.evaluation.moments import TenthsOfMoments, moments, moments_of_tenths, total
 
 
 def relative_frechet(predicted, target):
@@ -121,8 +114,15 @@ def test_other_half_is_the_distance_of_two_real_sets():
 
 
 @pytest.mark.parametrize(
-    ("images", "channels", "measurable"),
-    [(5000, 1024, True), (1000, 1024, False), (2500, 1024, True), (2270, 1024, False)],
+    ("images", "vectors", "channels", "measurable"),
+    [
+        (5000, 5000, 1024, True),
+        (2570, 2570, 1024, True),
+        (2500, 2500, 1024, False),
+        (1000, 1000, 1024, False),
+        (1000, 257_000, 1024, True),
+        (19, 5000, 4, False),
+    ],
 )
-def test_half_of_the_images_must_span_the_channels(images, channels, measurable):
-    assert half_is_measurable(images, channels) == measurable
+def test_the_smallest_half_must_span_the_channels(images, vectors, channels, measurable):
+    assert halves_are_measurable(images, vectors, channels) == measurable

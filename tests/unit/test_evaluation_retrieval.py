@@ -122,3 +122,10 @@ def test_zero_shot_counts_a_broken_embedding_as_wrong():
 def test_zero_shot_checks_the_label_table():
     with pytest.raises(ValueError, match="labels have shape"):
         zero_shot_ratio(EYE, np.eye(4), class_table([[0]], 4))
+
+
+def test_zero_shot_ties_count_against_the_prediction():
+    """A collapsed embedding is as near to every class: it must not be right wherever the first class is shown."""
+    labels = class_table([[0], [0, 1], [1]], 2)
+    for collapsed in (np.zeros((3, 2)), np.ones((3, 2))):
+        assert zero_shot_ratio(collapsed, np.eye(2), labels).numerator_N.tolist() == [0, 1, 0]

@@ -65,8 +65,8 @@ def details(case, predicted, embed=None, **settings):
 
 def test_true_tokens_reach_the_ceiling_of_every_metric(case):
     rows = full_score(case, case["target"])
-    zero = {"fd_tok", "fd_img", "mmd", "seed_spread", "dispersion"}
-    other = {"fd_tok_disjoint", "fd_img_disjoint", "auc", "r2_of_mean"}
+    zero = {"fd_tok", "fd_img", "mmd", "seed_spread"}
+    other = {"fd_tok_disjoint", "fd_img_disjoint", "auc", "r2_of_mean", "dispersion"}
     for metric, row in rows.items():
         if metric not in other and not metric.startswith("over_"):
             assert row["value"] == pytest.approx(0.0 if metric in zero else 1.0, abs=1e-6), metric
@@ -140,13 +140,36 @@ def test_images_without_captions_are_left_out_and_counted(case):
     assert notes["i2t_r1"] == "60 of 120 images have no caption and are left out"
 
 
-def test_fewer_images_than_channels_have_no_image_frechet_distance(case):
-    few = case | {"target": case["target"][:CHANNELS], "captions": None, "classes": None}
-    rows, notes = scored(few, case["predicted"][:CHANNELS], texts=Texts())
+def test_too_few_images_for_their_channels_have_no_frechet_distance_but_a_discrepancy(case):
+    """Two fifths of 120 images can span 47 channels, two fifths of their 600 tokens 239."""
+    wide = {name: np.repeat(case[name], 8, axis=2) for name in ("predicted", "target")}
+    wide["mean"] = np.ones((TOKENS, 8 * CHANNELS))
+    rows, notes = scored(case | wide, wide["predicted"], texts=Texts())
     assert rows["fd_img"]["value"] is rows["fd_img_disjoint"]["value"] is None
-    assert notes["fd_img"] == "6 images do not span 6 channels; mmd holds at any number of images"
+    assert notes["fd_img"].startswith(
+        "120 images are too few: two fifths of their 120 vectors must span 48 channels"
+    )
+    assert "mmd" in notes["fd_img"]
     assert rows["mmd"]["value"] is not None
     assert rows["fd_tok"]["value"] is not None
+
+
+@pytest.mark.parametrize("images", [2, 3, 12, 30])
+def test_a_handful_of_images_is_scored_as_far_as_it_goes(case, images):
+    few = case | {"target": case["target"][:images]}
+    rows, notes = scored(few, case["predicted"][:images], texts=Texts())
+    assert rows["r2"]["value"] is not None
+    assert all(metric in notes for metric, row in rows.items() if row["value"] is None)
+    assert "classifier" in notes["auc"]
+
+
+def test_every_missing_figure_has_a_reason(case):
+    """Also where the target does not vary, so that nothing can be explained."""
+    still = case | {"target": np.ones_like(case["target"])}
+    for embed in (first_token, None):
+        rows, notes = scored(still, case["predicted"], embed=embed, texts=Texts())
+        missing = {metric for metric, row in rows.items() if row["value"] is None}
+        assert {"r2", "fd_tok", "var_ratio"} <= missing <= notes.keys()
 
 
 def test_not_finite_is_counted_and_named_and_never_nan_in_json(case):

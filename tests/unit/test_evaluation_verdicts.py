@@ -209,3 +209,17 @@ def test_every_training_seed_must_bear_a_goal():
     runs = [*experiment(), run("flow_seed_1", "euler-1", r2=0.91, fd_img=0.0026, nfe=1.0)]
     closes = next(goal for goal in judged(runs) if "closes" in goal)
     assert judged(runs)[closes] == "not shown"
+
+
+def test_a_sampler_that_one_seed_lacks_is_not_judged():
+    """Or a seed could be spared by leaving its bad sampler out."""
+    runs = [*experiment(), run("flow", "euler-2", r2=0.96, fd_img=0.002, nfe=2.0)]
+    runs.append(run("flow_seed_1", "euler-1", r2=0.1, fd_img=0.5, nfe=1.0))
+    found = judged(runs)
+    assert not any("euler-2" in goal for goal in found)
+    assert found[next(goal for goal in found if "closes" in goal)] == "not shown"
+
+
+def test_a_sampler_of_unknown_cost_is_not_one_of_few_evaluations():
+    runs = [*experiment(), run("flow", "adaptive-3", r2=0.99, fd_img=0.001, nfe=None)]
+    assert not any("adaptive" in goal for goal in judged(runs))

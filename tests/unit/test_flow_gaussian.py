@@ -10,7 +10,8 @@ import torch
 from gaussian_case import CHANNELS, FLOW, TOKENS, Gaussian, translator
 from torch import Tensor
 
-from flowkit.evaluation.distribution import frechet_distance, moments
+from flowkit.evaluation.distribution import frechet_distance
+from flowkit.evaluation.moments import moments
 from flowkit.flow.noise import fit_target_covariance
 from flowkit.sampling.sampler import parse_sampler, sample
 

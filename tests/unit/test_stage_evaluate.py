@@ -11,7 +11,7 @@ import torch
 from flowkit.errors import StoreError
 from flowkit.evaluation.score import METRICS
 from flowkit.features.samples import open_samples, write_tokens, write_unrounded
-from flowkit.stages.evaluate import demand_same_keys, embedding_of, scores_of
+from flowkit.stages.evaluate import demand_same_keys, embedding_of, scores_of, texts_of
 
 KEYS = ["a", "b", "c", "d"]
 
@@ -31,6 +31,12 @@ def test_samples_of_the_first_images_in_order_are_taken(tmp_path: Path) -> None:
     demand_same_keys(
         KEYS, write_unrounded(tmp_path / "exact", [np.ones((4, 3, 2), np.float32)], keys=KEYS), "-"
     )
+
+
+def test_keys_may_repeat_across_tars(tmp_path: Path) -> None:
+    repeated = ["a", "b", "c", "a"]
+    for broken in (None, 0, 3):
+        demand_same_keys(repeated, samples(tmp_path / str(broken), repeated, broken=broken), "euler-1")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,31 @@ def test_refused_samples_are_counted_and_named_and_nothing_is_measured(tmp_path:
         "1 of 8 samples are not finite or beyond float16, first c: the run has diverged"
     )
     assert collected is None
+
+
+def test_fewer_samples_than_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="samples of euler-1: 3 images, expected 4; sample the run again"):
+        scores_of("euler-1", [samples(tmp_path, KEYS[:3])], KEYS, score=_never)
+
+
+@pytest.mark.parametrize("classes", [[], ["red circle"]])
+def test_classes_are_asked_for_only_where_there_are_prompts(tmp_path: Path, classes: list[str]) -> None:
+    """COCO without instances has captions all the same."""
+    from safetensors.torch import save_file
+
+    from flowkit.provenance import write_json
+
+    save_file(
+        {"captions": torch.eye(2), "prompts": torch.eye(2)[: len(classes)].contiguous()},
+        tmp_path / "texts.safetensors",
+    )
+    write_json(tmp_path / "texts.json", {"captions": ["one", "two"], "classes": classes, "prompts": classes})
+    attributes = ['{"objects": [{"colour": "red", "shape": "circle"}]}'] * 2
+    kind = "demo" if classes else "coco"
+    texts = texts_of(tmp_path, kind, [["one"], ["two", "one"]], attributes)
+    assert texts.captions is not None
+    assert texts.captions.image_M.tolist() == [0, 1, 1]
+    assert (texts.classes is None) == (not classes)
 
 
 def test_embeddings_by_layout(tmp_path: Path) -> None:
