@@ -36,11 +36,11 @@ def _beside_baselines(few: str, rows: Sequence[SummaryRow], demands: Mapping[str
 
     gap, share = demands["ridge_gap_closed"], demands["text_retrieval"]
     yield Goal(
-        f"{FLOW} {few} closes {gap:.0%} of the R2 gap between ridge and perfect",
+        f"{FLOW} {few} closes {_percent(gap)} of the R2 gap between ridge and perfect",
         [Condition(of("skill_r2"), "at least", gap)],
     )
     yield Goal(
-        f"{FLOW} {few} keeps {share:.0%} of the text-image R@1 of true features, and more of it than ridge",
+        f"{FLOW} {few} keeps {_percent(share)} of the text-image R@1 of true features, and more of it than ridge",
         [
             Condition(of("t2i_r1"), "at least", share, Figure("true", "t2i_r1"), "ratio"),
             Condition(of("t2i_r1"), "above", 0.0, Figure("ridge", "t2i_r1")),
@@ -84,7 +84,7 @@ def _beside_runs(few: str, rows: Sequence[SummaryRow], demands: Mapping[str, Any
     if (direct := _best_sampler(rows, REGRESSION)) is not None:
         regression, share = Figure(REGRESSION, "r2", direct), demands["regression_share"]
         yield Goal(
-            f"{FLOW} {few} reaches {share:.0%} of the R2 of {REGRESSION}",
+            f"{FLOW} {few} reaches {_percent(share)} of the R2 of {REGRESSION}",
             [Condition(flow, "at least", share, regression, "ratio")],
         )
         if (demand := demands["regression_r2"]) is not None:
@@ -118,3 +118,7 @@ def _best_sampler(rows: Sequence[SummaryRow], run: str, most_evaluations: float 
 
 def _exceeds(evaluations: float | None, most: float) -> bool:
     return evaluations is None or evaluations > most
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
