@@ -68,6 +68,16 @@ class Measurement:
     seed_spread: float | None
 
 
+@dataclass(frozen=True)
+class Note:
+    """One entry of `notes` in `summary.json`: why some metrics were not measured, or on what."""
+
+    run: str
+    sampler: str
+    metrics: Sequence[str]
+    note: str
+
+
 VERDICTS = ("shown", "not shown", "not measured")
 
 
@@ -112,6 +122,7 @@ class Results:
     measurements: Sequence[Measurement]
     verdicts: Sequence[Verdict]
     runs: Mapping[str, RunFiles]
+    notes: Sequence[Note] = ()
 
 
 def load_results(inputs: ReportInputs) -> Results:
@@ -135,7 +146,15 @@ def load_results(inputs: ReportInputs) -> Results:
         for name in sorted(names)
     }
     verdicts = [_verdict(row, folder / "verdicts.json") for row in _rows(folder / "verdicts.json")]
-    return Results(folder.name, measurements, verdicts, runs)
+    return Results(folder.name, measurements, verdicts, runs, _notes(folder / "summary.json"))
+
+
+def _notes(path: Path) -> list[Note]:
+    found = read_json(path).get("notes", [])
+    try:
+        return [Note(one["run"], one["sampler"], one["metrics"], one["note"]) for one in found]
+    except (KeyError, TypeError):
+        raise ReportError(f"{path}: 'notes' are not those of the summary, write it again") from None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from flowkit.report.tables import (
     Table,
     measurements_csv,
     metrics_table,
+    notes_table,
     results_table,
     thresholds_table,
     to_csv,
@@ -148,6 +149,7 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         numbers=metrics_table(
             columns, f"{run.name} beside the references. Small print: 95 % bootstrap interval."
         ),
+        notes=notes_table([note for note in scene.results.notes if note.run == run.name]),
         curves=curves,
         samplers=samplers,
         groups=groups(scene.album, slug(run.name), best_details, RUN_PAGE_IMAGES) if best_details else [],

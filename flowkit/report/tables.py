@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowkit.report.data import Measurement
+from flowkit.report.data import Measurement, Note
 from flowkit.report.details import Array, Details
 from flowkit.report.measures import in_order, measure, plain
 from flowkit.report.standings import Entry
@@ -103,6 +103,18 @@ def metrics_table(columns: Sequence[Entry], caption: str) -> Table:
         head = Cell(measure(name).label, note=_direction(name))
         lines.append(Line([head, *[_metric_cell(entry, name, best=False) for entry in columns]]))
     return Table(caption, headers, lines)
+
+
+def notes_table(notes: Sequence[Note]) -> Table | None:
+    """Return why figures of a run are missing, or on what they were measured; None where there is nothing to say."""
+    lines = [
+        Line(
+            [Cell(one.sampler), Cell(", ".join(measure(name).label for name in one.metrics)), Cell(one.note)]
+        )
+        for one in notes
+    ]
+    headers = [Header("sampler"), Header("metrics"), Header("note")]
+    return Table("What was not measured, and what was measured on less.", headers, lines) if lines else None
 
 
 def thresholds_table(details: Details) -> Table:

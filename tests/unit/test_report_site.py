@@ -18,9 +18,14 @@ import pytest
 from PIL import Image
 
 from flowkit.errors import ReportError
+from flowkit.evaluation.collected import collect, collect_true
+from flowkit.evaluation.details import per_image
 from flowkit.report.data import Picture, ReportInputs, load_results
+from flowkit.report.details import read_details
 from flowkit.report.pages import render_site
 from flowkit.report.site import IMAGE_BYTES, PAGE_BYTES, build_site, check_budgets
+from flowkit.report.standings import kind_of
+from flowkit.report.tables import thresholds_table
 
 HOSTILE = '<script>alert("x")</script> & "quotes" \' $\\frac{1}{0}$'
 IMAGES, TOKENS = 40, 17
@@ -75,7 +80,17 @@ def write_summary(folder: Path, values: dict[tuple[str, str], float]) -> None:
         rows.append({**where, "metric": "r2", "value": r2, "low": r2 - 0.01, "high": r2 + 0.01})
         rows.append({**where, "metric": "fd_img", "value": 1.01 - r2, "low": None, "high": None})
         rows.append({**where, "metric": "mmd", "value": None, "low": None, "high": None})
-    content = {"schema": 1, "experiment": folder.name, "rows": rows}
+    notes = [
+        {
+            "run": run,
+            "sampler": sampler,
+            "data": "evaluation",
+            "metrics": ["mmd"],
+            "note": f"too few {HOSTILE}",
+        }
+        for run, sampler in values
+    ]
+    content = {"schema": 1, "experiment": folder.name, "rows": rows, "notes": notes}
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -292,3 +307,35 @@ def test_folders_of_runs_that_left_the_experiment_are_ignored(tmp_path: Path) ->
     (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
     files = build_site(ReportInputs(folder, "moved on", False, "a", "b"), tmp_path / "report")
     assert [path.name for path in files if path.parent.name == "runs"] == ["flow.html"]
+
+
+def test_notes_stand_on_the_page_of_their_run(site: Path) -> None:
+    """A missing figure is explained where it is missing; the note of a stranger stays text."""
+    page = (site / "runs" / "flow.html").read_text(encoding="utf-8")
+    assert "What was not measured" in page
+    assert "too few &lt;script&gt;" in page
+    assert f"too few {HOSTILE}" not in page
+
+
+def test_tokens_of_the_target_made_anew_are_no_baseline(tmp_path: Path) -> None:
+    """They are what no translation needs to be better than; as a baseline they would head the first page."""
+    for run in ("true", "true_fp16", "true_jpeg75", "true_crop"):
+        assert kind_of(run, ["closed-form"]) == "ceiling"
+    for run in ("constant", "procrustes", "ridge_ot_flat"):
+        assert kind_of(run, ["closed-form"]) == "closed form"
+
+
+def test_shares_above_a_level_are_those_of_the_cosine_they_name(tmp_path: Path) -> None:
+    """From tokens to the table: wrong tokens whose means are right pass every level, and the table says of what."""
+    generator = np.random.default_rng(0)
+    target = (generator.normal(size=(60, 6, 8)) + 2).astype(np.float32)
+    swapped = target[:, ::-1]
+    true = collect_true(target, target.mean(axis=0, dtype=np.float64), None)
+    np.savez(tmp_path / "details-x.npz", **per_image(collect(swapped, true), true))
+    details = read_details(tmp_path / "details-x.npz")
+    assert details.cos_image == pytest.approx(np.ones(60), abs=1e-5)
+    assert details.cos_token_mean.mean() < 0.9
+    table = thresholds_table(details)
+    assert "token means" in table.caption
+    assert table.headers[0].text == "cosine of token means"
+    assert all(line.cells[1].text.startswith("100") for line in table.lines)
