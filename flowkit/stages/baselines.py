@@ -21,6 +21,7 @@ from flowkit.evaluation.ridge import RidgeMap
 from flowkit.evaluation.tokens import Tokens, evenly_spaced, token_chunks
 from flowkit.features.samples import write_tokens
 from flowkit.progress import Progress
+from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
@@ -50,9 +51,9 @@ def _make(spec: Spec, missing: dict[str, Session]) -> None:
     scratch = list(missing.values())[-1].work / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    fitted = _fit(spec, [name for name in missing if name != TRUE], scratch)
     evaluation = open_pairs(spec, spec.target["dataset"])
-    ids = np.arange(min(spec.values["evaluation"]["images"], len(evaluation)))
+    ids = np.arange(evaluation_count(spec, evaluation))
+    fitted = _fit(spec, [name for name in missing if name != TRUE], scratch)
     keys, source, target = evaluation.keys(ids), evaluation.source(ids), evaluation.target(ids)
     for name, session in missing.items():
         predicted = _read(target) if name == TRUE else fitted[name].predict(source)

@@ -28,6 +28,7 @@ from flowkit.features.second_pass import encode_again
 from flowkit.progress import Progress, logger
 from flowkit.runtime import threads
 from flowkit.stages.device import best_device
+from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.inputs import tar_of, weights_of
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
@@ -70,7 +71,7 @@ def _make(session: Session, name: str, encoder: Callable[[], FrozenEncoder]) -> 
     # what is shown of the source makes no difference to the target
     data = {"layout": spec.values["data"]["layout"], "source_tokens": "all"}
     pairs = open_pairs(spec, spec.target["dataset"], data=data)
-    images = min(spec.values["evaluation"]["images"], len(pairs))
+    images = evaluation_count(spec, pairs)
     keys = [str(key) for key in pairs.samples()["key"].iloc[:images]]
     tower = encoder()
     progress = Progress(f"ceilings {name}", images, "image")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
-from flowkit.errors import ConfigError, StoreError
+from flowkit.errors import StoreError
 from flowkit.evaluation.collected import Collected, Embed, collect_true
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.notes import KEYS_IN_A_NOTE, Note
@@ -31,6 +31,7 @@ from flowkit.paths import HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_fol
 from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.classes import image_class_names
+from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
@@ -115,11 +116,7 @@ class Truth:
         self.settings = spec.values["evaluation"]
         dataset, train, target_id = spec.target["dataset"], spec.target["train"], spec.target["target"]
         pairs = open_pairs(spec, dataset)
-        count = self.settings["images"]
-        if len(pairs) < count:
-            raise ConfigError(
-                f"evaluation.images={count}: {dataset} has {len(pairs)} pairs, lower it or add images"
-            )
+        count = evaluation_count(spec, pairs)
         samples = pairs.samples().iloc[:count]
         self.keys = samples["key"].tolist()
         training = open_training_pairs(spec, train)

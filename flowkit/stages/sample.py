@@ -23,6 +23,7 @@ from flowkit.paths import noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
 from flowkit.stages.device import best_device
+from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 from flowkit.translator import Translator
@@ -50,7 +51,7 @@ def run(spec: Spec) -> None:
 def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, spec: Spec) -> dict[str, Any]:
     """Write the stores of every sampler and noise seed; returns the counts of the manifest."""
     settings, name = spec.values["sampling"], spec.target["run"]
-    images = min(spec.values["evaluation"]["images"], len(pairs))
+    images = evaluation_count(spec, pairs)
     noise_images = min(settings["noise_images"] or images, images)
     parsed = [resolve(parse_sampler(wanted), translator) for wanted in settings["samplers"]]
     samplers = {sampler.name: sampler for sampler in parsed}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from paired_material import FLOW, MODEL, SOURCE_WIDTH, TARGET_WIDTH, TOKENS, Pairs
 
+from flowkit.errors import ConfigError
 from flowkit.features.loader import PairedTokens
 from flowkit.features.pairs import merge_pairs
 from flowkit.features.samples import SampledTokens
@@ -193,9 +194,16 @@ def test_source_tokens_are_read_batch_by_batch(places: Places, monkeypatch: pyte
 def test_all_images_have_further_samples_where_none_or_more_than_there_are_is_named(
     places: Places, noise_images: int | None
 ) -> None:
-    content, counts = _run(_spec(places, images=1000, samplers=["euler-2"], noise_images=noise_images))
+    content, counts = _run(_spec(places, samplers=["euler-2"], noise_images=noise_images))
     assert counts["images"] == counts["noise_images"] == PAIRED
     assert len(SampledTokens(content / "noise-2/euler-2")) == PAIRED
+
+
+def test_more_images_than_there_are_are_refused_before_anything_is_sampled(places: Places) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"evaluation.images=1000: test has {PAIRED} pairs, lower it or add images"
+    ):
+        _run(_spec(places, images=1000))
 
 
 def test_a_regression_is_sampled_once_and_has_no_noise(places: Places) -> None:
