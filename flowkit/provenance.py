@@ -39,6 +39,7 @@ NOT_FINGERPRINTED = {
     "flowkit.runtime": "threads, locks and the life of a process",
     "flowkit.stages.fingerprint": "how fingerprints are taken",
     "flowkit.stages.session": "how results are adopted and committed",
+    "flowkit.stages.kept_samples": "takes over samples that were made from the same things",
 }
 RECORDED_PACKAGES = (
     "torch", "numpy", "open_clip_torch", "timm", "zarr", "safetensors", "scipy", "scikit-learn", "pandas",

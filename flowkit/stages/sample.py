@@ -3,6 +3,7 @@
     <sampler>/              a token store of the first sample of every image, under the keys of the images
     noise-<k>/<sampler>/    further samples of the first `noise_images` images, k = 1 .. noise_seeds - 1
 
+What one sampler makes depends on no other one, so stores that are there already are taken over (kept_samples.py).
 A regression has one way to be sampled, whatever the configuration names. A regression and the mean of several samples
 have no further samples, because noise does not change the one and hardly the other.
 """
@@ -10,7 +11,8 @@ have no further samples, because noise does not change the one and hardly the ot
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from flowkit.progress import Progress, logger
 from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
 from flowkit.stages.device import best_device
 from flowkit.stages.evaluation_set import evaluation_count
+from flowkit.stages.kept_samples import Cost, KeptSamples
 from flowkit.stages.paired import open_pairs
-from flowkit.stages.session import Session, Spec, committed, open_session
+from flowkit.stages.session import Session, Spec, committed, open_session, session_key
 from flowkit.translator import Translator
 
 BATCH = 128
@@ -36,20 +39,25 @@ KEYS_NAMED = 5
 def run(spec: Spec) -> None:
     """Commit the samples of `target.run` for the evaluation set."""
     dataset, name = spec.target["dataset"], spec.target["run"]
-    pairs_folder = spec.places.pairs(dataset, spec.target["source"], spec.target["target"])
     folder = spec.places.samples(name, dataset)
-    with open_session(spec, folder, [spec.places.train(name), pairs_folder]) as session:
+    with open_session(spec, folder, _inputs(spec)) as session:
         if session.is_done:
             return
         settings = spec.values["sampling"]
         trained = committed(spec.places.train(name))[0]
         chosen = trained / "best" if settings["weights"] == "best" else trained
         translator = Translator.load(chosen).to(best_device())
-        session.commit(_sample_all(session, translator, open_pairs(spec, dataset), spec))
+        kept = KeptSamples(folder)
+        counts = _sample_all(session, translator, open_pairs(spec, dataset), kept)
+        work = session.work
+        kept.moved(work, session.commit(counts))
 
 
-def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, spec: Spec) -> dict[str, Any]:
-    """Write the stores of every sampler and noise seed; returns the counts of the manifest."""
+def _sample_all(
+    session: Session, translator: Translator, pairs: PairedTokens, kept: KeptSamples
+) -> dict[str, Any]:
+    """Write the stores of every sampler and noise seed that are not there yet; returns the counts of the manifest."""
+    spec = session.spec
     settings, name = spec.values["sampling"], spec.target["run"]
     images = evaluation_count(spec, pairs)
     noise_images = min(settings["noise_images"] or images, images)
@@ -62,17 +70,21 @@ def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, s
         for number in range(_seeds(sampler, settings)):
             count = noise_images if number else images
             what = sampler.name if number == 0 else f"{sampler.name} noise {number}"
-            progress = Progress(f"sample {name} {what}", count, "image")
-            draw = _Draw(translator, pairs, keys[:count], sampler, number, settings, progress)
             store = session.work / noise_folder(number) / sampler.name
-            attributes = {"run": name, "sampler": sampler.name, "noise_seed": number}
-            counts = write_tokens(store, draw.tokens(), attributes, keys=draw.keys)
-            progress.close()
-            if counts.rejects:
-                refused[what] = SampledTokens(store).refused_keys
+            key = _key_of(spec, sampler, number, count)
+            if (cost := kept.take(key, store)) is None:
+                progress = Progress(f"sample {name} {what}", count, "image")
+                draw = _Draw(translator, pairs, keys[:count], sampler, number, settings, progress)
+                attributes = {"run": name, "sampler": sampler.name, "noise_seed": number}
+                write_tokens(store, draw.tokens(), attributes, keys=draw.keys)
+                progress.close()
+                cost = Cost(evaluations=draw.evaluations / count, images_per_s=progress.rate)
+                kept.add(key, store, cost)
+            if found := SampledTokens(store).refused_keys:
+                refused[what] = found
             if number == 0:
-                nfe[sampler.name] = draw.evaluations / count
-                session.record.rates[f"images_per_s {sampler.name}"] = progress.rate
+                nfe[sampler.name] = cost["evaluations"]
+                session.record.rates[f"images_per_s {sampler.name}"] = cost["images_per_s"]
     _warn(name, refused)
     return {
         "samplers": list(samplers),
@@ -81,6 +93,19 @@ def _sample_all(session: Session, translator: Translator, pairs: PairedTokens, s
         "noise": {sampler.name: _seeds(sampler, settings) for sampler in samplers.values()},
         "noise_images": noise_images,
     }
+
+
+def _key_of(spec: Spec, sampler: Sampler, number: int, count: int) -> str:
+    """Return the digest of all that the samples of one sampler and noise seed are made from."""
+    others = ("samplers", "noise_seeds", "noise_images")
+    sampling = {name: value for name, value in spec.values["sampling"].items() if name not in others}
+    values = {**spec.values, "sampling": sampling, "evaluation": {"images": count}}
+    return session_key(replace(spec, values=values), _inputs(spec), [sampler.name, str(number)])
+
+
+def _inputs(spec: Spec) -> list[Path]:
+    dataset, name = spec.target["dataset"], spec.target["run"]
+    return [spec.places.train(name), spec.places.pairs(dataset, spec.target["source"], spec.target["target"])]
 
 
 def _seeds(sampler: Sampler, settings: dict[str, Any]) -> int:

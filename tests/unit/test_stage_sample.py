@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,88 @@ def test_a_regression_is_sampled_once_and_has_no_noise(places: Places) -> None:
         "noise_images": 4,
     }
     assert [path.name for path in content.iterdir()] == ["direct-1"]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the samplers that were really run, in order, with the numbers of their noise seeds."""
+    names: list[str] = []
+    plain = stage._Draw.tokens
+
+    def tokens(draw: Any) -> Any:
+        names.append(f"{draw.sampler.name} {draw.number}")
+        yield from plain(draw)
+
+    monkeypatch.setattr(stage._Draw, "tokens", tokens)
+    return names
+
+
+def test_another_sampler_or_noise_seed_leaves_the_others_as_they_are(
+    places: Places, drawn: list[str]
+) -> None:
+    first, _ = _run(_spec(places, samplers=["euler-2", "euler-1"], noise_seeds=1))
+    tokens = SampledTokens(first / "euler-2")[:]
+    drawn.clear()
+    content, counts = _run(_spec(places, samplers=["heun-2", "euler-2"], noise_seeds=2))
+    assert drawn == ["heun-2 0", "heun-2 1", "euler-2 1"]
+    assert np.array_equal(SampledTokens(content / "euler-2")[:], tokens)
+    assert counts["nfe"] == {"heun-2": 3.0, "euler-2": 2.0}
+    fresh = read_json(places.samples("flow", "test") / "run.json")["rates"]
+    assert set(fresh) == {"images_per_s heun-2", "images_per_s euler-2"}
+
+
+def test_result_is_the_same_whether_stores_were_kept_or_made(places: Places, tmp_path: Path) -> None:
+    _run(_spec(places, samplers=["euler-1"]))
+    _run(_spec(places, samplers=["euler-1", "euler-2"]))
+    kept = read_json(places.samples("flow", "test") / "manifest.json")
+    shutil.rmtree(places.samples("flow", "test"))
+    _run(_spec(places, samplers=["euler-1", "euler-2"]))
+    assert read_json(places.samples("flow", "test") / "manifest.json") == kept
+
+
+def test_a_killed_attempt_goes_on_with_the_sampler_in_hand(
+    places: Places, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(places, samplers=["euler-1", "euler-2"], noise_seeds=2)
+    with monkeypatch.context() as patch:
+        plain = stage.write_tokens
+
+        def killed(store: Path, *arguments: Any, **settings: Any) -> Any:
+            if store.name == "euler-2":
+                raise KeyboardInterrupt
+            return plain(store, *arguments, **settings)
+
+        patch.setattr(stage, "write_tokens", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(spec)
+    drawn.clear()
+    _run(spec)
+    assert drawn == ["euler-2 0", "euler-2 1"]
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "seed", "code", "images", "damage"])
+def test_what_samples_depend_on_makes_them_anew(places: Places, drawn: list[str], change: str) -> None:
+    spec = _spec(places, samplers=["euler-2"], noise_seeds=1)
+    content, _ = _run(spec)
+    drawn.clear()
+    changed = _spec(places, samplers=["euler-2", "euler-1"], noise_seeds=1)
+    if change == "checkpoint":
+        _train(places, _translator())
+        write_json(
+            places.train("flow") / "manifest.json",
+            {"content": "content", "stage": "train", "counts": {"x": 1}},
+        )
+    elif change == "seed":
+        changed = _spec(places, samplers=["euler-2", "euler-1"], noise_seeds=1, seed=9)
+    elif change == "code":
+        changed = replace(changed, code=("code@2",))
+    elif change == "images":
+        changed = _spec(places, PAIRED - 2, samplers=["euler-2", "euler-1"], noise_seeds=1)
+    else:
+        with (content / "euler-2" / "tokens" / "c.0.0.0").open("r+b") as file:
+            file.truncate(10)
+    _run(changed)
+    assert drawn == ["euler-2 0", "euler-1 0"]
 
 
 def test_rates_are_those_of_the_first_noise_seed(places: Places) -> None:
