@@ -84,8 +84,9 @@ def jackknife(value: float, without_group_G: Array, *, lowest: float) -> Estimat
 
 
 def with_noise(estimate: Estimate, values: Array, *, lowest: float, groups: int) -> Estimate:
-    """Widen a jackknife interval by the spread of the same statistic over noise seeds, as independent errors.
+    """Widen a jackknife interval by the spread of the same statistic over noise seeds.
 
+    Both are added as squares. That is cautious: noise differs between images, so leaving images out sees part of it.
     `values` are those of all seeds, the estimate's own among them; `groups` is that of the jackknife.
     """
     if len(values) < 2 or not np.isfinite([*values, estimate.high]).all():

@@ -29,19 +29,26 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, float(distance))
 
 
-def relative_frechet(predicted: Sequence[Moments], target: Sequence[Moments]) -> Estimate:
-    """FD / tr(C_B) of two sets, each as the moments of its tenths, with a jackknife interval."""
-    return _estimate(predicted, target, lambda p, t: _relative(total(p), total(t)))
+def relative_frechet(
+    predicted: Sequence[Moments], target: Sequence[Moments], *, interval: bool = True
+) -> Estimate:
+    """FD / tr(C_B) of two sets, each as the moments of its tenths, with a jackknife interval if it is asked for.
+
+    The interval takes ten more distances, each some tenths of a second at 1,024 channels.
+    """
+    return _estimate(predicted, target, lambda p, t: _relative(total(p), total(t)), interval=interval)
 
 
-def disjoint_frechet(predicted: Sequence[Moments], target: Sequence[Moments]) -> Estimate:
+def disjoint_frechet(
+    predicted: Sequence[Moments], target: Sequence[Moments], *, interval: bool = True
+) -> Estimate:
     """Mean of FD / tr(C_B) of one half's predictions to the other half's targets, both ways round."""
 
     def of_halves(p: Sequence[Moments], t: Sequence[Moments]) -> float:
         ways = [(total(p[half::2]), total(t[1 - half :: 2])) for half in (0, 1)]
         return sum(_relative(*way) for way in ways) / len(ways)
 
-    return _estimate(predicted, target, of_halves)
+    return _estimate(predicted, target, of_halves, interval=interval)
 
 
 def halves_are_measurable(images: int, vectors: int, channels: int) -> bool:
@@ -56,9 +63,13 @@ def _estimate(
     predicted: Sequence[Moments],
     target: Sequence[Moments],
     statistic: Callable[[Sequence[Moments], Sequence[Moments]], float],
+    *,
+    interval: bool,
 ) -> Estimate:
     if not np.trace(total(target).covariance()) > 0 or not np.isfinite(total(predicted).outer_DD).all():
         return NOT_MEASURED
+    if not interval:
+        return Estimate(statistic(predicted, target), float("nan"), float("nan"))
     empty = Moments(0, *(np.zeros_like(part) for part in (target[0].sum_D, target[0].outer_DD)))
     without = []
     for tenth in range(len(target)):

@@ -96,7 +96,8 @@ def token_ratios(s: TokenStatistics, predicted_offset: float, target_offset: flo
 def cosine(a: Array, b: Array) -> Array:
     """Cosine along the last axis; 0 where either vector is zero, NaN where either is not finite."""
     lengths = np.sqrt(squared_norm(a) * squared_norm(b))
-    return np.einsum("...d,...d->...", a, b) / np.where(lengths == 0, 1.0, lengths)
+    with np.errstate(invalid="ignore"):  # what is not finite stays so
+        return np.einsum("...d,...d->...", a, b) / np.where(lengths == 0, 1.0, lengths)
 
 
 def centred_cosine(a: Array, b: Array, centre: Array, scale_a: Array, scale_b: Array) -> Array:

@@ -169,8 +169,10 @@ def embedding_ratios(predicted_NP: Floats, target_NP: Floats, texts: Texts) -> d
     return ratios
 
 
-def distances(predicted: Tokens, collected: Collected, true: TrueSide, seed: int) -> dict[str, Estimate]:
-    """Metrics of whole distributions."""
+def distances(
+    predicted: Tokens, collected: Collected, true: TrueSide, seed: int, *, intervals: bool = True
+) -> dict[str, Estimate]:
+    """Metrics of whole distributions; without intervals where only values are needed."""
     side, target = collected.side, true.side
     images, tokens, channels = predicted.shape
     found = {
@@ -183,8 +185,8 @@ def distances(predicted: Tokens, collected: Collected, true: TrueSide, seed: int
         ("fd_img", images, side.mean_moments, target.mean_moments),
     ):
         if halves_are_measurable(images, count, channels):
-            found[name] = relative_frechet(ours, theirs)
-            found[f"{name}_disjoint"] = disjoint_frechet(ours, theirs)
+            found[name] = relative_frechet(ours, theirs, interval=intervals)
+            found[f"{name}_disjoint"] = disjoint_frechet(ours, theirs, interval=intervals)
     return found
 
 
@@ -213,7 +215,11 @@ def _distances_over_noise(
 ) -> dict[str, Estimate]:
     """The distances of the first sample, with the spread over the noise seeds that hold all images."""
     found = distances(predicted, collected, true, seed)
-    others = [distances(one, collect(one, true), true, seed) for one in noise if len(one) == len(predicted)]
+    others = [
+        distances(one, collect(one, true), true, seed, intervals=False)
+        for one in noise
+        if len(one) == len(predicted)
+    ]
     for name, estimate in found.items():
         values = np.array([estimate.value, *(other[name].value for other in others)])
         lowest = -np.inf if name == "mmd" else 0.0
