@@ -54,6 +54,12 @@ class Products:
             del values  # or two blocks would be in memory while the next one is read
         return tokens
 
+    def passes(self, images: int) -> Iterator[slice]:
+        """Yield ranges of images that are multiplied at once: each range reads all blocks from their files."""
+        step = max(1, BLOCK_VALUES // (self.target_shape[0] * self.target_shape[1]))
+        for start in range(0, images, step):
+            yield slice(start, min(start + step, images))
+
     def columns(self, outputs: Integers) -> Floats:
         """Columns of C, `outputs` ascending."""
         found = []
@@ -82,8 +88,13 @@ class RidgeMap:
 
     def predict(self, source: Tokens) -> Iterator[Floats]:
         """Yield the predictions [n, T, D] in float32, chunk by chunk."""
-        for rows in chunks(len(source)):
-            scores = self.inputs.scores(source, rows)
+        for images in self.products.passes(len(source)):
+            scores = np.concatenate(
+                [
+                    self.inputs.scores(source, slice(images.start + rows.start, images.start + rows.stop))
+                    for rows in chunks(images.stop - images.start)
+                ]
+            )
             predicted = self.products.times((scores * self.shrinkage_K).astype(scores.dtype))
             predicted += self.target_mean_TD.astype(np.float32)
             for part in token_chunks(predicted):
@@ -105,7 +116,7 @@ class RidgeProblem:
 
     def left_out(self, penalty: float, images: Integers) -> Iterator[tuple[Floats, Floats]]:
         """Yield, chunk by chunk, for some training images the prediction of the fit without each, and the truth."""
-        for rows in chunks(len(images)):
+        for rows in self.products.passes(len(images)):
             scores = self.inputs.training_NK[images[rows]]
             fitted = self.products.times((scores * self._shrinkage(penalty)).astype(scores.dtype))
             share = 1.0 / (1.0 - self._leverage(penalty, scores))
