@@ -35,6 +35,8 @@ JUDGED_OUTPUTS = 4096
 """Target values of an image that the choice of the penalty judges, evenly spaced."""
 BLOCK_VALUES = 2**28
 """Values of C in a block: 1 GiB in float32."""
+PASS_VALUES = 2**28
+"""Predicted values in memory while the blocks are read once: 1 GiB in float32."""
 COLUMNS = 4096
 
 
@@ -56,7 +58,7 @@ class Products:
 
     def passes(self, images: int) -> Iterator[slice]:
         """Yield ranges of images that are multiplied at once: each range reads all blocks from their files."""
-        step = max(1, BLOCK_VALUES // (self.target_shape[0] * self.target_shape[1]))
+        step = max(1, PASS_VALUES // (self.target_shape[0] * self.target_shape[1]))
         for start in range(0, images, step):
             yield slice(start, min(start + step, images))
 

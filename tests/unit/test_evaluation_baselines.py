@@ -268,6 +268,7 @@ def test_streamed_equals_in_memory(monkeypatch, tmp_path, inputs):
         if hasattr(module, "token_chunks"):
             monkeypatch.setattr(module, "token_chunks", lambda set_: five_at_a_time(len(set_)))
     monkeypatch.setattr(ridge, "BLOCK_VALUES", 1)
+    monkeypatch.setattr(ridge, "PASS_VALUES", 10 * 15)  # ten images at a time
     monkeypatch.setattr(ridge, "COLUMNS", 2)
     monkeypatch.setattr(projection, "COLUMNS", 2)
     sets = Stored(source), Stored(target), Stored(fresh)
