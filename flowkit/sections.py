@@ -34,6 +34,8 @@ Baseline = Literal[
     "true_jpeg75",
     "true_crop",
 ]
+SHORTEST_STEP = 1e-6
+"""Below it, a velocity from clean tokens is divided by next to nothing; `flow.solvers` refuses such grids."""
 CEILINGS: tuple[Baseline, ...] = ("true_fp16", "true_jpeg75", "true_crop")
 """The target encoder's own tokens, made anew in another way: what no translation needs to be better than."""
 UNROUNDED: Baseline = "true_fp16"
@@ -63,6 +65,12 @@ class Data(Section):
         "random",
         description="Order of training: any pair anywhere, or blocks of 8 neighbours for disks slow at random reads.",
     )
+
+    @model_validator(mode="after")
+    def _hides_something(self) -> Data:
+        if self.layout != "cls_patches" and self.source_tokens == "cls":
+            raise ValueError(f"source_tokens=cls goes with layout=cls_patches, not with {self.layout}")
+        return self
 
 
 class Encoder(Section):
@@ -263,9 +271,17 @@ class Sampling(Section):
         if len(set(samplers)) != len(samplers):
             raise ValueError("the same sampler is named twice")
         for sampler in samplers:
-            if (shift := re.search(rf"-shift({_FACTOR})", sampler)) and float(shift[1]) == 0:
+            if (found := re.match(rf"[a-z]+-(\d+)-shift({_FACTOR})", sampler)) is None:
+                continue
+            steps, shift = int(found[1]), float(found[2])
+            if shift == 0:
                 raise ValueError(
                     f"{sampler}: a time shift of 0 leaves all steps at the noise end, give a positive one"
+                )
+            # what is left of time before the last step: 1 - u / (u + s - s u) with u = 1 - 1 / steps
+            if shift / (steps - 1 + shift) < SHORTEST_STEP:
+                raise ValueError(
+                    f"{sampler}: its last step is shorter than {SHORTEST_STEP}, take fewer steps or shift"
                 )
         return samplers
 
@@ -300,10 +316,13 @@ class Goals(Section):
     """Demands that the verdicts on the first page are measured against."""
 
     ridge_gap_closed: Number = Field(
-        0.5, description="Share of the R2 gap between ridge and 1 that run 'flow' closes, at least."
+        0.5, le=1, description="Share of the R2 gap between ridge and 1 that run 'flow' closes, at least."
     )
     text_retrieval: Number = Field(
-        0.98, description="Text-image R@1 of run 'flow', as a share of that of true features, at least."
+        0.98,
+        ge=0,
+        le=1,
+        description="Text-image R@1 of run 'flow', as a share of that of true features, at least.",
     )
     few_evaluations: Whole = Field(
         4,
@@ -314,13 +333,22 @@ class Goals(Section):
         (0.5, 2.0), description="Dispersion ratio of a usable seed spread, from and to; 1 is calibrated."
     )
     regression_share: Number = Field(
-        0.99, description="R2 of run 'flow' as a share of that of run 'regression', at least."
+        0.99, ge=0, le=2, description="R2 of run 'flow' as a share of that of run 'regression', at least."
     )
-    flow_r2: Number | None = Field(None, description="R2 of run 'flow' with euler-1, at least.")
+    flow_r2: Number | None = Field(
+        None, description="R2 of run 'flow' with its best sampler of few evaluations, at least."
+    )
     regression_r2: Number | None = Field(None, description="R2 of run 'regression', at least.")
     above_earlier_recipe: Number | None = Field(
         None, description="R2 of run 'flow' above that of run 'earlier_recipe', at least."
     )
+
+    @field_validator("dispersion")
+    @classmethod
+    def _is_a_range(cls, dispersion: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= dispersion[0] < dispersion[1]:
+            raise ValueError("expected two numbers, the smaller one first")
+        return dispersion
 
 
 class Report(Section):

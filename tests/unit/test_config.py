@@ -61,6 +61,9 @@ def test_seeds_differ_from_the_demo_in_runs_and_evaluation_pictures_alone() -> N
         ("baselines=[ridge, ridge]", "the same baseline is named twice"),
         ("baselines=[ridgee]", "baselines.0='ridgee': Input should be 'constant'"),
         ("sampling.samplers=[euler-4-shift0]", "a time shift of 0 leaves all steps at the noise end"),
+        ("sampling.samplers=[heun-9999-shift0.001]", "its last step is shorter than 1e-06"),
+        ("goals.dispersion=[2, 0.5]", "expected two numbers, the smaller one first"),
+        ("goals.text_retrieval=98", "goals.text_retrieval=98: Input should be less than or equal to 1"),
         ("sampling.samplers=[rk4-4]", "sampling.samplers.0='rk4-4'"),
         (
             "sampling.samplers=[euler-4-guidance2]",
@@ -109,6 +112,12 @@ def test_bad_input_is_one_line_that_names_key_value_and_remedy(override: str, sa
         load_config(DEMO, (override,))
     lines = [line for line in str(caught.value).splitlines() if says in line]
     assert len(lines) == 1, caught.value
+
+
+@pytest.mark.parametrize("layout", ["patches", "pooled"])
+def test_only_a_class_token_can_stand_for_all(layout: str) -> None:
+    with pytest.raises(ConfigError, match="source_tokens=cls goes with layout=cls_patches"):
+        load_config(DEMO, ("data.source_tokens=cls", f"data.layout={layout}"))
 
 
 def test_names_of_baselines_are_taken_also_where_they_are_left_out() -> None:
