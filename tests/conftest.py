@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 from support import Project, copy_project
@@ -13,6 +14,9 @@ from flowkit.runtime import exclusive
 # before any test imports a numeric library: two busy test processes must not use four threads
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# a shell makes what it starts in the background deaf to Ctrl-C, and so would be the drivers that tests press it on
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
