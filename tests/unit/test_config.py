@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,35 @@ def test_seeds_differ_from_the_demo_in_runs_and_evaluation_pictures_alone() -> N
     assert demo["data"] | {"evaluation": "shapes-fresh"} == seeds["data"]
     assert demo["train"] | {"steps": 4 * demo["train"]["steps"]} == seeds["train"]
     assert demo["sampling"]["samplers"] == seeds["sampling"]["samplers"]
+
+
+def test_each_repair_adds_one_thing_and_ends_at_the_recipe_of_the_demo() -> None:
+    repairs = load_config(DEMO.with_name("repairs.yaml"))
+    steps = [name for name in repairs.runs if name.startswith("repair_")]
+    changed = [
+        {
+            leaf.partition("=")[0]
+            for leaf in set(leaves(repairs.run(name).model_dump()))
+            - set(leaves(repairs.run(before).model_dump()))
+        }
+        for before, name in pairwise(steps)
+    ]
+    assert changed == [
+        {"train.learning_rate"},
+        {"objective.clock"},
+        {"objective.kind"},
+        {"model.head"},
+        {"objective.prediction", "objective.clean_weight", "objective.velocity_weight"},
+        {"objective.time", "objective.share_at_zero"},
+    ]
+    demo = load_config(DEMO)
+    for run in ("flow", "regression"):
+        for section in ("model", "train"):
+            assert getattr(repairs.run(run), section) == getattr(demo.run(run), section)
+    assert repairs.run("flow").objective == demo.run("flow").objective
+    earlier = load_config(DEMO.with_name("earlier.yaml")).run("as_computed")
+    assert repairs.run(steps[0]).objective == earlier.objective
+    assert repairs.run(steps[0]).train.learning_rate == earlier.train.learning_rate
 
 
 @pytest.mark.parametrize(
