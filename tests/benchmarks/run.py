@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import baselines_bench
 import evaluation_bench
 import extraction_bench
 import loader_bench
@@ -29,6 +30,7 @@ GROUPS = {
     "extraction": extraction_bench.rows,
     "model": model_bench.rows,
     "evaluation": evaluation_bench.rows,
+    "baselines": baselines_bench.rows,
 }
 
 
