@@ -83,7 +83,7 @@ COCO_2017_ANNOTATIONS = Archive(
 
 
 class CocoDataset(Section):
-    """COCO images with all their captions; without further keys the 5,000 images of val2017."""
+    """COCO images with the first five of their captions; without further keys the 5,000 images of val2017."""
 
     kind: Literal["coco"]
     images: Whole = Field(5000, gt=0, description="Use the first N images by image id.")

@@ -26,6 +26,7 @@ Baseline = Literal[
     "constant",
     "nearest",
     "procrustes",
+    "ridge_token",
     "ridge",
     "ridge_ot",
     "ridge_ot_flat",

@@ -3,10 +3,11 @@
     constant       the training mean of each target position
     nearest        the target of the training image with the closest source: squared distance of principal scores
     procrustes     one orthogonal matrix for all tokens, after centring each position: rotation without scale
+    ridge_token    one matrix for all tokens, of any kind: linear in the source token at the same position
     ridge          linear in all source tokens of the image at once, penalty by leave-one-image-out
     ridge_ot       ridge, then the Gaussian optimal transport of single tokens, pooled over positions
     ridge_ot_flat  ridge, then the same for all tokens of an image flattened
-All but the first and third start from one decomposition of the source (projection.py), which projects where an image
+`nearest` and the last three start from one decomposition of the source (projection.py), which projects where an image
 has more source values than `inputs`. Tokens are read in chunks and predictions made in chunks, so only means, matrices
 and the training scores are held, whatever the number of images. The run `true` needs no fit: the target stands in for
 the prediction. `regression` is a trained run, not a baseline here.
@@ -23,11 +24,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from scipy import linalg
 
 from flowkit.errors import ConfigError
 from flowkit.evaluation.projection import PrincipalInputs, fit_principal_inputs
 from flowkit.evaluation.ridge import RidgeMap, RidgeProblem, ridge_problem
+from flowkit.evaluation.token_ridge import fit_procrustes, fit_token_ridge
 from flowkit.evaluation.tokens import (
     Array,
     Floats,
@@ -35,11 +36,11 @@ from flowkit.evaluation.tokens import (
     Tokens,
     chunks,
     mean_over_images,
-    token_chunks,
 )
 from flowkit.evaluation.transport import FLAT_LIMIT, Transported, fit_transport
 
-BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot", "ridge_ot_flat")
+BASELINES = ("constant", "nearest", "procrustes", "ridge_token", "ridge", "ridge_ot", "ridge_ot_flat")
+TOKEN_TO_TOKEN = ("procrustes", "ridge_token")
 INPUTS = 4096
 """Source values of an image from which on they are projected."""
 
@@ -90,22 +91,6 @@ class Nearest:
         return np.concatenate(found)
 
 
-@dataclass(frozen=True)
-class Procrustes:
-    """An orthogonal map of single tokens between centred positions; a projection where widths differ."""
-
-    rotation_ED: Array
-    source_mean_TE: Array
-    target_mean_TD: Array
-
-    def predict(self, source: Tokens) -> Iterator[Floats]:
-        """Yield rotated tokens."""
-        source_mean, rotation = self.source_mean_TE.astype(np.float32), self.rotation_ED.astype(np.float32)
-        target_mean = self.target_mean_TD.astype(np.float32)
-        for rows in token_chunks(source):
-            yield (source[rows] - source_mean) @ rotation + target_mean
-
-
 def fit_baselines(
     source: Tokens,
     target: Tokens,
@@ -122,20 +107,6 @@ def fit_baselines(
     _demand_possible(source.shape, target.shape, names)
     fit = _Fit(source, target, inputs, scratch)
     return {name: fit.baseline(name) for name in names}
-
-
-def fit_procrustes(
-    source: Tokens, target: Tokens, source_mean_TE: Array, target_mean_TD: Array
-) -> Procrustes:
-    """argmin over orthogonal R of sum |(S - mean) R - (B - mean)|^2, from the SVD of the cross-covariance."""
-    cross = np.zeros((source.shape[2], target.shape[2]))
-    source_mean, target_mean = source_mean_TE.astype(np.float32), target_mean_TD.astype(np.float32)
-    for rows in token_chunks(source):
-        centred_source = (source[rows] - source_mean).reshape(-1, len(cross))
-        centred_target = (target[rows] - target_mean).reshape(-1, cross.shape[1])
-        cross += centred_source.T @ centred_target
-    left, _, right = linalg.svd(cross, full_matrices=False)
-    return Procrustes(left @ right, source_mean_TE, target_mean_TD)
 
 
 @dataclass
@@ -175,6 +146,8 @@ class _Fit:
                 return Nearest(self.inputs, self.target)
             case "procrustes":
                 return fit_procrustes(self.source, self.target, self.source_mean_TE, self.target_mean_TD)
+            case "ridge_token":
+                return fit_token_ridge(self.source, self.target, self.source_mean_TE, self.target_mean_TD)
             case "ridge":
                 return self.ridge
             case _:
@@ -188,10 +161,10 @@ def _demand_possible(source: tuple[int, ...], target: tuple[int, ...], names: Se
     unknown = sorted(set(names) - set(BASELINES))
     if unknown:
         raise ConfigError(f"unknown baselines {unknown}: choose from {list(BASELINES)}")
-    if "procrustes" in names and source[1] != target[1]:
+    if source[1] != target[1] and (pairing := [name for name in TOKEN_TO_TOKEN if name in names]):
         raise ConfigError(
-            f"procrustes maps token to token: source has {source[1]} tokens, target {target[1]}; "
-            "leave procrustes out of baselines"
+            f"{pairing[0]} maps token to token: source has {source[1]} tokens, target {target[1]}; "
+            f"leave {' and '.join(pairing)} out of baselines"
         )
     images, values = target[0], target[1] * target[2]
     if "ridge_ot_flat" in names and not images > values <= FLAT_LIMIT:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowkit.evaluation import dispersion
 from flowkit.evaluation.distribution import halves_are_measurable
-from flowkit.evaluation.two_sample import FEWEST_IMAGES
+from flowkit.evaluation.two_sample import FEWEST_IMAGES, MOST_IMAGES, MOST_POSITIONS
 
 TEXT_METRICS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")
 EMBEDDING_METRICS = ("emb_cos", "self_r1", "self_r5", "self_r10", *TEXT_METRICS, "zero_shot_top1")
@@ -65,6 +65,9 @@ class Notes:
             self.say(
                 ["auc"], f"{self.images} images are too few for a classifier, which wants {FEWEST_IMAGES}"
             )
+        elif self.images > MOST_IMAGES or self.tokens > MOST_POSITIONS:
+            judged, positions = min(self.images, MOST_IMAGES), min(self.tokens, MOST_POSITIONS)
+            self.say(["auc"], f"of {judged} images and {positions} positions, the first always among them")
 
     def on_texts(self, *, has_embeddings: bool, captioned: int, in_classes: int | None) -> None:
         """Say what could not be asked of image embeddings; `in_classes` is None where there are no classes."""

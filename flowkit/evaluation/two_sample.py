@@ -38,7 +38,8 @@ WHITENING_FLOOR = 1e-2
 def two_sample_auc(predicted: Tokens, target: Tokens, *, seed: int) -> Estimate:
     """AUC between predicted and true tokens of the same images in the same order, with its interval.
 
-    Beyond 2,048 images, 8 positions or 1,024 channels a random choice by `seed` is judged. The interval is a
+    Beyond 2,048 images, 8 positions or 1,024 channels a random choice by `seed` is judged, the first position always:
+    it is the class token where there is one. The interval is a
     jackknife over tenths of the images, classifiers held fixed. Not measured with fewer than 100 images, or when an
     image that was read holds a value that is not finite. Raises ValueError when the shapes differ.
     """
@@ -51,7 +52,7 @@ def two_sample_auc(predicted: Tokens, target: Tokens, *, seed: int) -> Estimate:
         return NOT_MEASURED
     generator = np.random.default_rng(seed)
     rows = generator.permutation(images)[:MOST_IMAGES]
-    position_T = np.sort(generator.permutation(positions)[:MOST_POSITIONS])
+    position_T = _positions(generator, positions)
     channel_D = np.sort(generator.permutation(channels)[:MOST_CHANNELS])
     pairs = _Pairs(*(_read(tokens, rows, position_T, channel_D) for tokens in (predicted, target)))
     if not (np.isfinite(pairs.predicted_NTD).all() and np.isfinite(pairs.target_NTD).all()):
@@ -76,6 +77,11 @@ class _Pairs:
 
     def mapped(self, mean_TD: Floats, map_DD: Floats) -> _Pairs:
         return _Pairs((self.predicted_NTD - mean_TD) @ map_DD, (self.target_NTD - mean_TD) @ map_DD)
+
+
+def _positions(generator: np.random.Generator, positions: int) -> Integers:
+    others = 1 + generator.permutation(positions - 1)[: MOST_POSITIONS - 1]
+    return np.sort(np.append(others, 0))
 
 
 def _read(tokens: Tokens, rows: Integers, position_T: Integers, channel_D: Integers) -> Floats:

@@ -4,9 +4,10 @@ A goal is one or more conditions; each compares one number with a demand, and a 
 comparison:
     the number is a figure's value or an end of its interval, or its ratio to or difference from another's.
 A figure named without a sampler stands for all samplers of its run, and a run for all its seeds (NAME_seed_1, ...):
-the worst case is the number that counts. A goal is shown when every condition is met, not shown when a measured
-number fails one, and not measured when a figure that it needs is missing. Its row has the number of the first
-condition that fails, else of the first that was not measured, else of the first.
+the worst case is the number that counts. Where figure and reference are of the same run, each seed is compared with
+itself. A goal is shown when every condition is met, not shown when a measured number fails one, and not measured when a
+figure that it needs is missing. Its row has the number of the first condition that fails, else of the first that was
+not measured, else of the first. Of several goals that each bear a claim, the first that is shown stands for all.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from flowkit.evaluation.summary import SummaryRow, without_seed
 
 Part = Literal["value", "low", "high"]
 Verdict = Literal["shown", "not shown", "not measured"]
+Against = Literal["ratio", "difference", "gap"]
+"""How figure f and reference r become one number: f / r, f - r, or the share (f - r) / (1 - r) of what r leaves."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Condition:
     relation: Literal["at least", "at most", "above"]
     demand: float
     reference: Figure | None = None
-    against: Literal["ratio", "difference"] = "difference"  # how figure and reference become one number
+    against: Against = "difference"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class Goal:
 
     goal: str
     conditions: Sequence[Condition]
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """The same claim of several samplers, the likeliest first: one that bears it is enough."""
+
+    goals: Sequence[Goal]
 
 
 class VerdictRow(TypedDict):
@@ -58,10 +68,15 @@ class VerdictRow(TypedDict):
     demand: float
 
 
-def verdicts(rows: Sequence[SummaryRow], goals: Iterable[Goal], *, data: str) -> list[VerdictRow]:
+def verdicts(rows: Sequence[SummaryRow], goals: Iterable[Goal | AnyOf], *, data: str) -> list[VerdictRow]:
     """Judge each goal by the rows of one data set."""
     judged = [row for row in rows if row["data"] == data]
-    return [_verdict(judged, goal) for goal in goals]
+    return [_verdict_of_any(judged, goal.goals if isinstance(goal, AnyOf) else [goal]) for goal in goals]
+
+
+def _verdict_of_any(rows: Sequence[SummaryRow], goals: Sequence[Goal]) -> VerdictRow:
+    found = [_verdict(rows, goal) for goal in goals]
+    return next((verdict for verdict in found if verdict["verdict"] == "shown"), found[0])
 
 
 def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
@@ -77,19 +92,25 @@ def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
 
 def _numbers(rows: Sequence[SummaryRow], condition: Condition) -> list[float | None]:
     """The number of the condition for every pair of samplers that it names."""
-    values = _find(rows, condition.figure)
+    figures = _find(rows, condition.figure)
     if condition.reference is None:
-        return values
-    pairs = product(values, _find(rows, condition.reference))
-    return [_compared(value, reference, condition.against) for value, reference in pairs]
+        return [value for _, value in figures]
+    is_same_run = condition.figure.run == condition.reference.run
+    return [
+        _compared(value, reference, condition.against)
+        for (run, value), (other, reference) in product(figures, _find(rows, condition.reference))
+        if run == other or not is_same_run
+    ]
 
 
-def _compared(value: float | None, reference: float | None, against: str) -> float | None:
+def _compared(value: float | None, reference: float | None, against: Against) -> float | None:
     if value is None or reference is None:
         return None
     if against == "difference":
         return value - reference
-    return value / reference if reference != 0 else None
+    whole = reference if against == "ratio" else 1 - reference
+    part = value if against == "ratio" else value - reference
+    return part / whole if whole > 0 else None
 
 
 def _worst(numbers: Sequence[float | None], condition: Condition) -> float | None:
@@ -106,9 +127,10 @@ def _is_met(condition: Condition, number: float) -> bool:
     return number >= condition.demand if condition.relation == "at least" else number <= condition.demand
 
 
-def _find(rows: Sequence[SummaryRow], figure: Figure) -> list[float | None]:
+def _find(rows: Sequence[SummaryRow], figure: Figure) -> list[tuple[str, float | None]]:
+    """The runs that a figure stands for, each with its number."""
     return [
-        row[figure.part]
+        (row["run"], row[figure.part])
         for row in rows
         if figure.run in (row["run"], without_seed(row["run"]))
         and row["metric"] == figure.metric

@@ -1,6 +1,6 @@
 """The straight path of rectified flow between noise and data.
 
-    x_t = (1 - t) x_0 + t x_1      v = x_1 - x_0      x_1 = x_t + (1 - t) v      x_0 = x_t - t v
+    x_t = (1 - t) x_0 + t x_1      v = x_1 - x_0      x_1 = x_t + (1 - t) v
 
 Time t lies in [0, 1]; 0 is noise and 1 is data. A network that predicts the clean tokens gives the velocity
 (x_1 - x_t) / (1 - t), where 1 - t is kept above a smallest value because it vanishes at the data end.
@@ -36,11 +36,6 @@ def velocity(x_0_BTC: Tensor, x_1_BTC: Tensor) -> Tensor:
 def clean_estimate(x_t_BTC: Tensor, v_BTC: Tensor, t_B: Tensor) -> Tensor:
     """Return the data end of the path that passes `x_t_BTC` at `t_B` with velocity `v_BTC`."""
     return x_t_BTC + (1 - expand_time(t_B, x_t_BTC)) * v_BTC
-
-
-def noise_estimate(x_t_BTC: Tensor, v_BTC: Tensor, t_B: Tensor) -> Tensor:
-    """Return the noise end of the path that passes `x_t_BTC` at `t_B` with velocity `v_BTC`."""
-    return x_t_BTC - expand_time(t_B, x_t_BTC) * v_BTC
 
 
 def velocity_from_clean(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flowkit.paths import CLOSED_FORM
 from flowkit.report.data import Measurement, Results
 from flowkit.report.measures import plain
 from flowkit.sections import BASELINES, CEILINGS
@@ -19,7 +20,7 @@ Kind = Literal["flow", "regression", "closed form", "ceiling"]
 HEADLINE = "r2"
 CEILING_RUNS = ("true", *CEILINGS)
 CLOSED_FORMS = tuple(name for name in BASELINES if name not in CEILING_RUNS)
-NO_SAMPLERS = frozenset({"", "-", "closed-form"})
+NO_SAMPLERS = frozenset({"", "-", CLOSED_FORM})
 REFERENCES = ("constant", "ridge", "regression")
 
 

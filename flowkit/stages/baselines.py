@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from flowkit.evaluation.baselines import Baseline, fit_baselines
 from flowkit.evaluation.ridge import RidgeMap
+from flowkit.evaluation.token_ridge import TokenMap
 from flowkit.evaluation.tokens import Tokens, evenly_spaced, token_chunks
 from flowkit.features.samples import write_tokens
+from flowkit.paths import CLOSED_FORM
 from flowkit.progress import Progress
 from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
-SAMPLER = "closed-form"
 TRUE = "true"
 
 
@@ -60,11 +61,19 @@ def _make(spec: Spec, missing: dict[str, Session]) -> None:
         made = session.work / "predictions"
         progress = Progress(f"baseline {name}", len(ids), "image")
         write_tokens(
-            made / SAMPLER, _counted(predicted, progress), {"run": name, "sampler": SAMPLER}, keys=keys
+            made / CLOSED_FORM,
+            _counted(predicted, progress),
+            {"run": name, "sampler": CLOSED_FORM},
+            keys=keys,
         )
         progress.close()
-        session.record.rates[f"images_per_s {SAMPLER}"] = progress.rate
-        counts = {"samplers": [SAMPLER], "images": len(ids), "nfe": {SAMPLER: 0}, "noise": {SAMPLER: 1}}
+        session.record.rates[f"images_per_s {CLOSED_FORM}"] = progress.rate
+        counts = {
+            "samplers": [CLOSED_FORM],
+            "images": len(ids),
+            "nfe": {CLOSED_FORM: 0},
+            "noise": {CLOSED_FORM: 1},
+        }
         session.commit(counts | _facts(fitted.get(name)), folder=made)
 
 
@@ -81,7 +90,7 @@ def _fit(spec: Spec, names: list[str], scratch: Path) -> dict[str, Baseline]:
 def _facts(baseline: Baseline | None) -> dict[str, float]:
     """What was chosen for ridge, for its manifest."""
     if not isinstance(baseline, RidgeMap):
-        return {}
+        return {"penalty": baseline.penalty} if isinstance(baseline, TokenMap) and baseline.penalty else {}
     return {"penalty": baseline.penalty, "inputs": baseline.inputs.count}
 
 

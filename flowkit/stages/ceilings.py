@@ -25,6 +25,7 @@ from flowkit.features.loader import PairedTokens, TokensOfSide
 from flowkit.features.perturbation import crop_95, jpeg_75
 from flowkit.features.samples import UnroundedTokens, write_tokens, write_unrounded
 from flowkit.features.second_pass import encode_again
+from flowkit.paths import CLOSED_FORM
 from flowkit.progress import Progress, logger
 from flowkit.runtime import threads
 from flowkit.stages.device import best_device
@@ -36,8 +37,6 @@ from flowkit.stages.session import Session, Spec, committed, open_session
 if TYPE_CHECKING:
     from flowkit.encoders.contract import FrozenEncoder
 
-SAMPLER = "closed-form"
-"""What baselines call theirs."""
 BATCH = 512
 CHANGES: dict[str, Change | None] = {"true_fp16": None, "true_jpeg75": jpeg_75, "true_crop": crop_95}
 
@@ -76,14 +75,16 @@ def _make(session: Session, name: str, encoder: Callable[[], FrozenEncoder]) -> 
     tower = encoder()
     progress = Progress(f"ceilings {name}", images, "image")
     tokens = _tokens(spec, pairs, images, tower, CHANGES[name], progress)
-    folder = session.work / SAMPLER
+    folder = session.work / CLOSED_FORM
     if CHANGES[name] is None:
         _compare(name, write_unrounded(folder, tokens, keys=keys), pairs.target(np.arange(images)))
     else:
-        write_tokens(folder, tokens, {"run": name, "sampler": SAMPLER}, keys=keys)
+        write_tokens(folder, tokens, {"run": name, "sampler": CLOSED_FORM}, keys=keys)
     progress.close()
-    session.record.rates[f"images_per_s {SAMPLER}"] = progress.rate
-    session.commit({"samplers": [SAMPLER], "images": images, "nfe": {SAMPLER: 0}, "noise": {SAMPLER: 1}})
+    session.record.rates[f"images_per_s {CLOSED_FORM}"] = progress.rate
+    session.commit(
+        {"samplers": [CLOSED_FORM], "images": images, "nfe": {CLOSED_FORM: 0}, "noise": {CLOSED_FORM: 1}}
+    )
 
 
 def _tokens(

@@ -27,7 +27,7 @@ from flowkit.evaluation.score import Classes, MetricRow, Scored, Texts, not_scor
 from flowkit.evaluation.tokens import Floats, evenly_spaced, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.features.samples import Samples, open_samples
-from flowkit.paths import HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
+from flowkit.paths import CLOSED_FORM, HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.classes import image_class_names
@@ -35,7 +35,6 @@ from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
 
-CLOSED_FORM = "closed-form"
 DETERMINISTIC = (CLOSED_FORM, "direct-1")
 
 

@@ -22,7 +22,7 @@ from rows import Row, row
 
 TOKENS, SOURCE, TARGET, FACTORS = 257, 4096, 1024, 256
 TRAINING_IMAGES, EVALUATION_IMAGES = 1500, 500
-BASELINES = ("constant", "nearest", "procrustes", "ridge", "ridge_ot")
+BASELINES = ("constant", "nearest", "procrustes", "ridge_token", "ridge", "ridge_ot")
 NOISE = 0.5
 MOST_BYTES = 6e9
 THREADS = 2

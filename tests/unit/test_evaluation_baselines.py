@@ -15,13 +15,11 @@ from baselines_material import (
     problem_of,
     steep_pairs,
 )
-from scipy.linalg import orthogonal_procrustes
-from scipy.stats import ortho_group
 from sklearn.neighbors import NearestNeighbors
 
 from flowkit.errors import ConfigError
-from flowkit.evaluation import baselines, projection, ridge, tokens, transport
-from flowkit.evaluation.baselines import BASELINES, Nearest, fit_baselines, fit_procrustes
+from flowkit.evaluation import baselines, projection, ridge, token_ridge, tokens, transport
+from flowkit.evaluation.baselines import BASELINES, Nearest, fit_baselines
 from flowkit.evaluation.moments import moments
 from flowkit.evaluation.tokens import Chosen, evenly_spaced, mean_over_images
 from flowkit.evaluation.transport import FLAT_LIMIT, gaussian_transport
@@ -34,9 +32,10 @@ def test_streamed_equals_in_memory(monkeypatch, tmp_path, inputs):
     fresh = pairs(33, seed=1)[0]
     at_once = fit_baselines(source, target, inputs=inputs)
     expected = {name: predicted(baseline, fresh) for name, baseline in at_once.items()}
-    for module in (tokens, projection, ridge, baselines):
-        monkeypatch.setattr(module, "chunks", five_at_a_time)
-    for module in (tokens, projection, ridge, baselines):
+    for module in (tokens, projection, ridge, token_ridge, baselines):
+        if hasattr(module, "chunks"):
+            monkeypatch.setattr(module, "chunks", five_at_a_time)
+    for module in (tokens, projection, ridge, token_ridge, baselines):
         if hasattr(module, "token_chunks"):
             monkeypatch.setattr(module, "token_chunks", lambda set_: five_at_a_time(len(set_)))
     monkeypatch.setattr(ridge, "BLOCK_VALUES", 1)
@@ -96,30 +95,6 @@ def test_nearest_by_projected_distance():
     exact = Nearest(principal(source), target).rows(fresh)
     projected = Nearest(principal(source, inputs=60), target).rows(fresh)
     assert np.mean(exact == projected) > 0.9
-
-
-def test_procrustes_recovers_a_rotation():
-    source = np.random.default_rng(0).normal(size=(100, 3, 6))
-    rotation = ortho_group.rvs(6, random_state=1)
-    offset = np.random.default_rng(2).normal(size=(3, 6))
-    found = fitted("procrustes", source, source @ rotation + offset)
-    assert predicted(found, source[:9]) == pytest.approx(source[:9] @ rotation + offset, abs=1e-5)
-
-
-def test_procrustes_equals_scipy_and_keeps_lengths():
-    source, target = pairs(target_width=4)
-    found = fit_procrustes(source, target, mean_over_images(source), mean_over_images(target))
-    centred = [(a - a.mean(axis=0)).reshape(-1, 4).astype(float) for a in (source, target)]
-    assert found.rotation_ED == pytest.approx(orthogonal_procrustes(*centred)[0], abs=1e-5)
-    assert found.rotation_ED @ found.rotation_ED.T == pytest.approx(np.eye(4), abs=1e-10)
-
-
-def test_procrustes_refuses_unequal_token_counts():
-    source, target = pairs()
-    refused = Stored(source)
-    with pytest.raises(ConfigError, match="source has 3 tokens, target 2"):
-        fit_baselines(refused, target[:, :2])
-    assert refused.rows_read == 0
 
 
 @pytest.mark.parametrize(("images", "width"), [(15, 5), (6000, FLAT_LIMIT // 3 + 1)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowkit.evaluation.bootstrap import Ratio, bootstrap, draw_counts, jackknife, mean_of
+from flowkit.evaluation.bootstrap import Estimate, Ratio, bootstrap, draw_counts, jackknife, mean_of, with_noise
 
 
 def test_counts_are_draws_with_repeats_of_all_images():
@@ -65,3 +65,23 @@ def test_jackknife_is_cut_at_the_lowest_possible_value():
     estimate = jackknife(0.1, np.array([0.0, 0.2, 0.4]), lowest=0.0)
     assert estimate.low == 0.0
     assert estimate.high > 0.1
+
+
+@pytest.mark.parametrize(("noise", "images"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_interval_with_two_noise_seeds_covers_the_true_value(noise, images):
+    """Also where noise is all that varies, of which two seeds say little."""
+    generator = np.random.default_rng(0)
+    covered = []
+    for _ in range(2000):
+        shared = images * generator.normal()
+        values = shared + noise * generator.normal(size=2)
+        groups = images * generator.normal(size=10) * np.sqrt(10)
+        without = values[0] + (groups.mean() - groups) / 9
+        found = with_noise(jackknife(values[0], without, lowest=-np.inf), values, lowest=-np.inf, groups=10)
+        covered.append(found.low <= 0 <= found.high)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_seeds_that_agree_leave_the_interval_as_it_is():
+    alone = Estimate(0.5, 0.4, 0.6)
+    assert with_noise(alone, np.array([0.5, 0.5]), lowest=0.0, groups=10) == alone

@@ -152,3 +152,12 @@ def test_flat_targets_and_huge_predictions_are_judged():
 def test_sets_that_do_not_pair_up_are_refused():
     with pytest.raises(ValueError, match="pair up"):
         two_sample_auc(clusters(0), clusters(0)[:-1], seed=0)
+
+
+def test_the_first_position_is_always_among_those_that_are_judged():
+    """It is the class token, of which all embeddings are made: one that is wrong may not go unseen."""
+    target, predicted = (clusters(seed, tokens=40) for seed in (0, 1))
+    predicted[:, 0] = 0
+    for seed in range(3):
+        assert two_sample_auc(predicted, target, seed=seed).low > 0.53
+        assert two_sample_auc(predicted[:, 1:], target[:, 1:], seed=seed).value < 0.53

@@ -182,14 +182,67 @@ def test_each_goal_is_lost_where_its_figures_fail(changes, lost):
     assert set(found.values()) <= {"shown", "not shown"}
 
 
-def test_what_an_experiment_does_not_have_is_not_measured_or_no_goal():
+def test_what_an_experiment_does_not_have_is_not_measured():
     runs = [one for one in experiment() if one.run == "flow"]
     found = judged(runs)
-    assert not any("ridge_ot" in goal or "regression" in goal for goal in found)
+    assert not any("ridge_ot_flat" in goal or "regression" in goal for goal in found)
+    assert len(found) == 6
     measured = [goal for goal, verdict in found.items() if verdict != "not measured"]
     assert len(measured) == 2  # beside itself
     assert judged([]) == {}
     assert judged([run("other", "euler-1", r2=0.9)]) == {}
+
+
+def test_without_a_sampler_of_few_evaluations_its_goals_are_not_measured():
+    found = judged([one for one in experiment() if one.sampler != "euler-1"])
+    named = [goal for goal in found if "flow of at most 4 evaluations" in goal]
+    assert len(named) == 7
+    assert {found[goal] for goal in named} == {"not measured"}
+    assert [verdict for goal, verdict in found.items() if "is calibrated" in goal] == ["shown"]
+
+
+def test_any_sampler_of_few_evaluations_may_be_no_worse_than_the_reference():
+    """The one with the best R2 has a larger distance than heun-50; another is better in both."""
+    runs = [
+        run("flow", "euler-1", r2=0.72, fd_img=0.0075, nfe=1.0),
+        run("flow", "euler-2", r2=0.66, fd_img=0.0055, nfe=2.0),
+        run("flow", "euler-8", r2=0.54, fd_img=0.0043, nfe=8.0),
+        run("flow", "heun-50", r2=0.51, fd_img=0.0064, nfe=99.0),
+    ]
+    words = "is no worse than heun-50 of the same network in R2 and image Frechet distance"
+    assert judged(runs)[f"flow euler-2 {words}"] == "shown"
+    assert judged([runs[0], *runs[2:]])[f"flow euler-1 {words}"] == "not shown"
+
+
+def test_each_training_seed_is_compared_with_itself():
+    runs = [
+        run("flow", "euler-1", r2=0.980, fd_img=0.002, nfe=1.0),
+        run("flow", "heun-50", r2=0.979, fd_img=0.003, nfe=99.0),
+        run("flow_seed_1", "euler-1", r2=0.982, fd_img=0.002, nfe=1.0),
+        run("flow_seed_1", "heun-50", r2=0.981, fd_img=0.003, nfe=99.0),
+    ]
+    goal = "flow euler-1 is no worse than heun-50 of the same network in R2 and image Frechet distance"
+    assert judged(runs)[goal] == "shown"
+    assert judged([*runs[:3], run("flow_seed_1", "heun-50", r2=0.983, fd_img=0.003)])[goal] == "not shown"
+
+
+def test_the_better_linear_map_is_the_one_to_beat():
+    stronger = run("ridge_token", "closed-form", r2=0.91, self_r1=0.93, t2i_r1=0.91)
+    found = judged([*experiment(), stronger])
+    assert found["flow euler-1 closes 50 % of the R2 gap between ridge_token and perfect"] == "not shown"
+    weaker = run("ridge_token", "closed-form", r2=0.75, self_r1=0.5, t2i_r1=0.5)
+    found = judged([*experiment(), weaker])
+    assert found["flow euler-1 closes 50 % of the R2 gap between ridge and perfect"] == "shown"
+
+
+def test_token_distances_judge_where_there_are_too_few_images():
+    runs = [
+        run("flow", "euler-1", r2=0.9, fd_img=None, fd_tok=0.002, nfe=1.0),
+        run("flow", "heun-50", r2=0.8, fd_img=None, fd_tok=0.003, nfe=99.0),
+        run("ridge_ot", r2=0.7, fd_img=None, fd_tok=0.001),
+    ]
+    found = {goal: verdict for goal, verdict in judged(runs).items() if "too few images" in goal}
+    assert sorted(found.values()) == ["not shown", "shown"]
 
 
 def test_demands_of_an_experiment_make_goals_of_their_own():

@@ -21,11 +21,10 @@ def ends() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x_0, x_1, torch.linspace(0, 0.9, B, dtype=torch.float64)
 
 
-def test_both_ends_follow_from_any_point_and_its_velocity(ends) -> None:
+def test_data_end_follows_from_any_point_and_its_velocity(ends) -> None:
     x_0, x_1, t = ends
     x_t, v = path.interpolate(x_0, x_1, t), path.velocity(x_0, x_1)
     torch.testing.assert_close(path.clean_estimate(x_t, v, t), x_1)
-    torch.testing.assert_close(path.noise_estimate(x_t, v, t), x_0)
     torch.testing.assert_close(path.velocity_from_clean(x_1, x_t, t), v)
 
 
