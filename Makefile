@@ -14,7 +14,7 @@ help:
 	@echo "make demo       run the whole workflow on the demo (five to seven minutes on two cores)"
 	@echo "make test       run the tests (about ten minutes)"
 	@echo "make test-slow  run the long tests: kill drills, retraining the demo encoders, the whole demo"
-	@echo "make bench      measure every performance bar (about half an hour, 6 GB of disk)"
+	@echo "make bench      measure every performance bar (about half an hour, 8 GB of disk)"
 	@echo "make lint       ruff, the type checker, snakefmt and snakemake --lint"
 
 environment: $(INSTALLED)

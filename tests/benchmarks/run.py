@@ -37,7 +37,7 @@ GROUPS = {
 def main(
     out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("results/bench/bench.json"),
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(GROUPS)}.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where the data lies while measuring (6 GB).")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the data lies while measuring (8 GB).")] = None,
 ) -> None:
     """Measure, print and save."""
     rows: list[dict[str, Any]] = []

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from flowkit.evaluation.bootstrap import Estimate, Ratio, bootstrap, draw_counts, jackknife, mean_of, with_noise
+from flowkit.evaluation.bootstrap import (
+    Estimate,
+    Ratio,
+    bootstrap,
+    draw_counts,
+    jackknife,
+    mean_of,
+    with_noise,
+)
 
 
 def test_counts_are_draws_with_repeats_of_all_images():
