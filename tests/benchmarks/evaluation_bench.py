@@ -90,7 +90,7 @@ def frechet_differences() -> list[float]:
         covariances = [np.cov(one.T, ddof=0) for one in (a, b)]
         reference = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.trace(sum(covariances))
         reference -= 2 * np.trace(linalg.sqrtm(covariances[0] @ covariances[1]).real)
-        differences.append(abs(ours / reference - 1))
+        differences.append(float(abs(ours / reference - 1)))
     return differences
 
 

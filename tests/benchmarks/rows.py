@@ -20,11 +20,11 @@ def row(
     holds = None if demand is None else (value <= demand if at_most else value >= demand)
     return {
         "name": name,
-        "value": round(value, 6),
+        "value": float(f"{value:.6g}"),
         "demand": demand,
         "holds": holds,
         "median_of": len(values),
-        "spread": [round(min(values), 6), round(max(values), 6)],
+        "spread": [float(f"{end:.6g}") for end in (min(values), max(values))],
         "device": processor(),
         **more,
     }
