@@ -20,11 +20,11 @@ def row(
     holds = None if demand is None else (value <= demand if at_most else value >= demand)
     return {
         "name": name,
-        "value": float(f"{value:.6g}"),
+        "value": float(f"{value:.9g}"),
         "demand": demand,
         "holds": holds,
         "median_of": len(values),
-        "spread": [float(f"{end:.6g}") for end in (min(values), max(values))],
+        "spread": [float(f"{end:.9g}") for end in (min(values), max(values))],
         "device": processor(),
         **more,
     }
