@@ -3,7 +3,10 @@
 Format: `details-<sampler>.npz`, no pickles. N images, T token positions (row-major, CLS first where there
 is one), G gallery images. `cos_image` is the cosine of an image's token means, `cos_constant` and
 `cos_shuffled` are the same for the constant prediction and for shuffled pairs; `cos_token_mean` is the
-mean cosine over its tokens. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
+mean cosine over its tokens. `component_*` are figures along the principal components of the true tokens,
+largest variance first. `neighbours_*` are rows of the images nearest to each gallery image's true and
+predicted vector, `query_*` the images whose first captions were asked and those that they find among true
+and predicted embeddings. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
 prediction. Ranks count from 1; 0 is not measured.
 """
 
@@ -20,6 +23,12 @@ from numpy.typing import NDArray
 from flowkit.errors import ReportError
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+ROWS_OF_IMAGES = (
+    *("gallery_index", "neighbours_true", "neighbours_predicted"),
+    *("query_index", "query_true", "query_predicted"),
+)
+"""Arrays that name images by their row."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,19 @@ class Details:
     error_image: Array
     self_rank: Array
     t2i_rank: Array
+    cos_position: Array
     r2_position: Array
     norm_ratio_position: Array
+    component_share: Array
+    component_ratio: Array
+    component_r2: Array
     error_map: Array
-    gallery_index: NDArray[np.int64]
+    gallery_index: Rows
+    neighbours_true: Rows
+    neighbours_predicted: Rows
+    query_index: Rows
+    query_true: Rows
+    query_predicted: Rows
 
 
 @dataclass(frozen=True)
@@ -79,8 +97,9 @@ def read_details(path: Path) -> Details:
     names = [item.name for item in fields(Details)]
     if missing := [name for name in names if name not in arrays]:
         raise ReportError(f"{path} lacks the arrays {', '.join(missing)}, evaluate the run again")
-    values = {name: arrays[name].astype(np.float64) for name in names if name != "gallery_index"}
-    details = Details(**values, gallery_index=arrays["gallery_index"].astype(np.int64))
+    details = Details(
+        **{name: arrays[name].astype(np.int64 if name in ROWS_OF_IMAGES else np.float64) for name in names}
+    )
     _check_shapes(details, path)
     return details
 
@@ -100,7 +119,8 @@ def _check_shapes(details: Details, path: Path) -> None:
     )
     expected = {
         **dict.fromkeys(per_image, images),
-        **dict.fromkeys(("r2_position", "norm_ratio_position"), tokens),
+        **dict.fromkeys(("cos_position", "r2_position", "norm_ratio_position"), tokens),
+        **dict.fromkeys(("component_ratio", "component_r2"), details.component_share.shape),
         "gallery_index": gallery,
         "error_map": gallery + tokens,
     }
@@ -108,8 +128,14 @@ def _check_shapes(details: Details, path: Path) -> None:
         if getattr(details, name).shape != shape:
             found = getattr(details, name).shape
             raise ReportError(f"{path}: {name} has shape {found}, expected {shape}; evaluate the run again")
-    index = details.gallery_index
-    if index.size and (index.min() < 0 or index.max() >= images[0]):
-        raise ReportError(
-            f"{path}: gallery_index reaches {index.max()}, there are {images[0]} images; evaluate again"
-        )
+    counts = {"neighbours": len(details.gallery_index), "query": len(details.query_index)}
+    for name in ROWS_OF_IMAGES:
+        rows, expected_rows = getattr(details, name), counts.get(name.partition("_")[0])
+        if expected_rows is not None and len(rows) != expected_rows:
+            raise ReportError(
+                f"{path}: {name} has shape {rows.shape}, expected {expected_rows} rows; evaluate again"
+            )
+        if rows.size and (rows.min() < 0 or rows.max() >= images[0]):
+            raise ReportError(
+                f"{path}: {name} reaches {rows.max()}, there are {images[0]} images; evaluate again"
+            )

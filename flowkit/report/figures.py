@@ -63,31 +63,36 @@ def cosine_histogram(name: str, details: Details) -> Plot:
 
 
 def position_maps(name: str, details: Details) -> Plot:
-    """Draw R2 and the norm ratio of each token position where it lies in the image."""
+    """Draw R2, cosine and norm ratio of each token position where it lies in the image."""
     layout = TokenLayout.of(details.r2_position.size)
-    with Canvas(420, 300, columns=2) as canvas:
-        left, right = canvas.axes
+    with Canvas(560, 280, columns=3) as canvas:
+        left, middle, right = canvas.axes
         spread = max(0.05, float(np.nanmax(np.abs(details.norm_ratio_position - 1), initial=0.05)))
         _map(left, layout, details.r2_position, "R²", "cividis", (min(0.0, _least(details.r2_position)), 1.0))
+        _map(middle, layout, details.cos_position, "cosine", "cividis", (_least(details.cos_position), 1.0))
         _map(right, layout, details.norm_ratio_position, "norm ratio", "PuOr", (1 - spread, 1 + spread))
         canvas.margins(10, 10, 30, 34, gap=0.12)
         svg = canvas.svg()
     worst = int(np.nanargmin(details.r2_position)) if np.isfinite(details.r2_position).any() else 0
-    r2, ratio = details.r2_position, details.norm_ratio_position
+    r2, cosine, ratio = details.r2_position, details.cos_position, details.norm_ratio_position
     summary = (
         f"R² lies between {plain(_least(r2))} ({layout.name(worst)}) and {plain(_most(r2))}; "
+        f"the cosine between {plain(_least(cosine))} and {plain(_most(cosine))}; "
         f"the norm ratio between {plain(_least(ratio))} and {plain(_most(ratio))}."
     )
-    rows = [[layout.name(at), _rounded(r2[at]), _rounded(ratio[at])] for at in range(r2.size)]
+    rows = [
+        [layout.name(at), _rounded(r2[at]), _rounded(cosine[at]), _rounded(ratio[at])]
+        for at in range(r2.size)
+    ]
     return Plot(
         name="positions",
         title="Per token position",
         svg=svg,
         width=canvas.width,
         height=canvas.height,
-        alt=f"R² and norm ratio of {name} over the token positions. {summary}",
+        alt=f"R², cosine and norm ratio of {name} over the token positions. {summary}",
         caption=f"{summary} A norm ratio below 1 is shrinkage.",
-        data=Plain(("position", "r2", "norm_ratio"), rows),
+        data=Plain(("position", "r2", "cosine", "norm_ratio"), rows),
     )
 
 

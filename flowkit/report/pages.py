@@ -24,6 +24,7 @@ from flowkit.report.measures import KEY_METRICS, in_order, plain, short
 from flowkit.report.records import differences, pretty, settings, stages_table, versions_table
 from flowkit.report.scene import Scene, slug
 from flowkit.report.standings import Entry, best, best_per_run, comparisons, label
+from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import (
     Table,
     measurements_csv,
@@ -130,13 +131,16 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         entry for entry in best_per_run(scene.leading) if entry.run in BESIDE and entry.run != run.name
     ]
     folder = f"figures/{slug(run.name)}"
-    files, curves = _figures(folder, training_curves(run.name, run.metrics))
+    plots = [*training_curves(run.name, run.metrics), error_over_time(run.name, run.metrics)]
+    files, curves = _figures(folder, [plot for plot in plots if plot])
+    study = evaluations_study(run.name, scene.leading)
+    made, studies = _figures(folder, [study] if study else [])
+    files |= made
     samplers = []
     for sampler, details in run.details.items():
         name = label(run.name, sampler)
-        made, figures = _figures(
-            f"{folder}/{slug(sampler)}", [cosine_histogram(name, details), position_maps(name, details)]
-        )
+        drawn = [cosine_histogram(name, details), position_maps(name, details), components(name, details)]
+        made, figures = _figures(f"{folder}/{slug(sampler)}", [plot for plot in drawn if plot])
         files |= made
         samplers.append({"title": name, "figures": figures, "thresholds": thresholds_table(details)})
     best_details = scene.details(champion) if champion else None
@@ -151,6 +155,7 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         ),
         notes=notes_table([note for note in scene.results.notes if note.run == run.name]),
         curves=curves,
+        studies=studies,
         samplers=samplers,
         groups=groups(scene.album, slug(run.name), best_details, RUN_PAGE_IMAGES) if best_details else [],
         differences=differences(run, list(scene.results.runs.values())),

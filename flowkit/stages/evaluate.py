@@ -72,7 +72,7 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
         rows, notes[sampler], collected = scores_of(sampler, sets, truth.keys, score=truth.score)
         scores[sampler] = rows + _cost_rows(counts, sampler)
         if collected is not None:
-            np.savez(session.work / f"details-{sampler}.npz", **truth.details(collected))
+            np.savez(session.work / f"details-{sampler}.npz", **truth.details(sets[0], collected))
         for note in notes[sampler]:
             logger.info(
                 "run=%s sampler=%s metrics=%s note=%r", name, sampler, len(note["metrics"]), note["note"]
@@ -142,9 +142,11 @@ class Truth:
             seed=self.settings["seed"],
         )
 
-    def details(self, collected: Collected) -> dict[str, Any]:
+    def details(self, predicted: Samples, collected: Collected) -> dict[str, Any]:
         """Return the arrays that the report draws."""
-        return per_image(collected, self.side, captions=self.texts.captions, seed=self.settings["seed"])
+        return per_image(
+            predicted, collected, self.side, captions=self.texts.captions, seed=self.settings["seed"]
+        )
 
 
 def embedding_of(layout: str, head_folder: Path) -> Embed | None:

@@ -131,7 +131,7 @@ def measure(folder: Path) -> dict[str, Any]:
     labels = class_table([[int(n)] for n in generator.integers(CLASSES, size=IMAGES)], CLASSES)
     texts = Texts(captions, Classes(generator.normal(size=(CLASSES, WIDTH)), labels))
     found = score(predicted, true, texts=texts, noise=[again])
-    per_image(found.collected, true, captions=captions)
+    per_image(predicted, found.collected, true, captions=captions)
     return {
         "seconds": round(time.monotonic() - started, 1),
         "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

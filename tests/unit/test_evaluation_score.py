@@ -60,7 +60,7 @@ def full_score(case, predicted, **settings):
 
 def details(case, predicted, embed=None, **settings):
     true = collect_true(case["target"], case["mean"], embed)
-    return per_image(collect(predicted, true), true, **settings)
+    return per_image(predicted, collect(predicted, true), true, **settings)
 
 
 def test_true_tokens_reach_the_ceiling_of_every_metric(case):

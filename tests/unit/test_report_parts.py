@@ -41,10 +41,19 @@ def details(images: int = 12, tokens: int = 5) -> Details:
         error_image=error,
         self_rank=np.ones(images),
         t2i_rank=np.zeros(images),
+        cos_position=np.linspace(0.5, 1, tokens),
         r2_position=np.linspace(0, 1, tokens),
         norm_ratio_position=np.ones(tokens),
         error_map=np.repeat(error[:, None], tokens, axis=1),
+        component_share=np.array([0.7, 0.3]),
+        component_ratio=np.array([1.0, 0.5]),
+        component_r2=np.array([0.9, 0.1]),
         gallery_index=np.arange(images),
+        neighbours_true=np.tile(np.arange(5), (images, 1)),
+        neighbours_predicted=np.tile(np.arange(1, 6), (images, 1)),
+        query_index=np.array([0]),
+        query_true=np.arange(5)[None],
+        query_predicted=np.arange(5)[None],
     )
 
 
@@ -226,8 +235,12 @@ def test_details_errors_name_file_and_array(tmp_path: Path) -> None:
     np.savez(path, **(arrays | {"error_map": np.zeros((12, 4))}))
     with pytest.raises(ReportError, match=r"error_map has shape \(12, 4\), expected \(12, 5\)"):
         read_details(path)
-    np.savez(path, **(arrays | {"gallery_index": np.arange(12) + 1}))
-    with pytest.raises(ReportError, match="gallery_index reaches 12, there are 12 images"):
+    for name, rows in (("gallery_index", np.arange(12) + 1), ("query_true", np.array([[0, 1, 2, 3, 12]]))):
+        np.savez(path, **(arrays | {name: rows}))
+        with pytest.raises(ReportError, match=f"{name} reaches 12, there are 12 images"):
+            read_details(path)
+    np.savez(path, **(arrays | {"neighbours_true": np.zeros((3, 5), np.int64)}))
+    with pytest.raises(ReportError, match=r"neighbours_true has shape \(3, 5\), expected 12 rows"):
         read_details(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ReportError, match="cannot be read"):
@@ -266,7 +279,8 @@ def test_curves_show_what_the_lines_hold() -> None:
 
 def test_alt_text_of_positions_is_made_from_the_numbers() -> None:
     plot = position_maps("flow", details())
-    assert "R² lies between 0.000 (CLS) and 1.000; the norm ratio between 1.000 and 1.000." in plot.alt
+    assert "R² lies between 0.000 (CLS) and 1.000; the cosine between 0.500 and 1.000;" in plot.alt
+    assert "the norm ratio between 1.000 and 1.000." in plot.alt
 
 
 def test_drawing_follows_dark_mode_and_keeps_no_date() -> None:

@@ -62,11 +62,20 @@ def write_details(folder: Path, sampler: str, r2: float) -> None:
         cos_token_mean=1 - error / 3,
         cos_constant=generator.normal(0.5, 0.05, IMAGES),
         cos_shuffled=generator.normal(0.3, 0.05, IMAGES),
+        cos_position=np.full(TOKENS, (1 + r2) / 2),
         r2_position=np.full(TOKENS, r2),
         norm_ratio_position=np.full(TOKENS, 0.98),
         error_image=error,
         error_map=error[gallery][:, None] * generator.gamma(4, 0.25, (gallery.size, TOKENS)),
         gallery_index=gallery,
+        component_share=np.array([0.6, 0.3, 0.1]),
+        component_ratio=np.array([1.0, 0.9, np.nan]),
+        component_r2=np.array([1.0, r2, np.nan]),
+        neighbours_true=np.tile(np.arange(20, 25), (gallery.size, 1)),
+        neighbours_predicted=np.tile(np.arange(21, 26), (gallery.size, 1)),
+        query_index=np.array([30, 31]),
+        query_true=np.tile(np.arange(30, 35), (2, 1)),
+        query_predicted=np.tile(np.arange(31, 36), (2, 1)),
         self_rank=np.ones(IMAGES, np.int64),
         t2i_rank=np.zeros(IMAGES, np.int64),
     )
@@ -331,7 +340,7 @@ def test_shares_above_a_level_are_those_of_the_cosine_they_name(tmp_path: Path) 
     target = (generator.normal(size=(60, 6, 8)) + 2).astype(np.float32)
     swapped = target[:, ::-1]
     true = collect_true(target, target.mean(axis=0, dtype=np.float64), None)
-    np.savez(tmp_path / "details-x.npz", **per_image(collect(swapped, true), true))
+    np.savez(tmp_path / "details-x.npz", **per_image(swapped, collect(swapped, true), true))
     details = read_details(tmp_path / "details-x.npz")
     assert details.cos_image == pytest.approx(np.ones(60), abs=1e-5)
     assert details.cos_token_mean.mean() < 0.9
