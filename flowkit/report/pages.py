@@ -21,6 +21,7 @@ from flowkit.report.drawing import Plot
 from flowkit.report.figures import cosine_histogram, fidelity_against_distribution, position_maps
 from flowkit.report.gallery import Item, common_indices, groups, palette_steps
 from flowkit.report.measures import KEY_METRICS, in_order, plain, short
+from flowkit.report.neighbours import neighbour_strips, query_strips
 from flowkit.report.records import differences, pretty, settings, stages_table, versions_table
 from flowkit.report.scene import Scene, slug
 from flowkit.report.standings import Entry, best, best_per_run, comparisons, label
@@ -144,6 +145,7 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         files |= made
         samplers.append({"title": name, "figures": figures, "thresholds": thresholds_table(details)})
     best_details = scene.details(champion) if champion else None
+    is_trained = champion is not None and champion.trained
     page = render(
         "run.html.j2",
         "../",
@@ -158,6 +160,8 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         studies=studies,
         samplers=samplers,
         groups=groups(scene.album, slug(run.name), best_details, RUN_PAGE_IMAGES) if best_details else [],
+        neighbours=neighbour_strips(scene.album, best_details) if best_details and is_trained else [],
+        queries=query_strips(scene.album, best_details) if best_details and is_trained else [],
         differences=differences(run, list(scene.results.runs.values())),
         settings=settings(run),
         records=[(record.name, pretty(record)) for record in run.records],

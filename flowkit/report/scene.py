@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from flowkit.report import neighbours
 from flowkit.report.data import ReportInputs, Results
 from flowkit.report.details import Details
 from flowkit.report.gallery import Album, error_limit
@@ -61,6 +62,8 @@ class Scene:
     def album(self) -> Album:
         """The images of all galleries, encoded once; the best run sets the scale of the error maps."""
         indices = {int(index) for details in self.detailed.values() for index in details.gallery_index}
+        for entry, details in self.detailed.items():
+            indices |= neighbours.indices(details) if entry.trained else set()
         limit = error_limit(self.details(self.best) if self.best else None)
         return Album(self.inputs.pictures, sorted(indices), limit)
 
