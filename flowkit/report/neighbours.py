@@ -64,14 +64,11 @@ def query_strips(album: Album, details: Details) -> list[Strip]:
     for number, row in enumerate(details.query_index[:QUERIES]):
         picture, caption = album.picture(int(row))
         found = details.query_true[number], details.query_predicted[number]
-        own = " and ".join(
-            f"{_place(rows, int(row))} with {kind}" for rows, kind in zip(found, KINDS, strict=True)
-        )
-        strips.append(_strip(album, "", picture, caption, found, f"its own image {own} tokens"))
+        places = [_place(rows, int(row)) for rows in found]
+        own = f"{places[0]} with true and {places[1]} with predicted tokens"
+        own = f"{places[0]} with both" if places[0] == places[1] else own
+        strips.append(_strip(album, "", picture, caption, found, f"its own image {own}"))
     return [strip for strip in strips if strip.asked]
-
-
-KINDS = ("true", "predicted")
 
 
 def _strip(

@@ -26,7 +26,7 @@ def test_strips_show_what_true_and_predicted_vectors_find() -> None:
     assert [one.alt for one in near[0].predicted] == [f"Image {n}: image {n}" for n in range(1, 6)]
     assert near[0].common == 4
     (query,) = neighbours.query_strips(album, shown)
-    assert query.own == "its own image at place 1 with true and at place 1 with predicted tokens"
+    assert query.own == "its own image at place 1 with both"
     elsewhere = replace(shown, query_predicted=np.array([[5, 4, 3, 2, 1]]))
     (query,) = neighbours.query_strips(album, elsewhere)
     assert query.own == "its own image at place 1 with true and not among 5 with predicted tokens"
