@@ -44,6 +44,10 @@ class RunConfig(Section):
     sampling: Sampling
 
 
+QUESTION = "question"
+"""Key of a run that is no section."""
+
+
 class Config(Section):
     """A whole experiment."""
 
@@ -66,7 +70,9 @@ class Config(Section):
         description="Closed-form runs beside the trained ones, and the target encoder's own tokens made anew.",
     )
     runs: dict[Name, dict[str, Any]] = Field(
-        min_length=1, description="Runs by name; each overrides keys of model, objective, train and sampling."
+        min_length=1,
+        description="Runs by name; each overrides keys of model, objective, train and sampling, and may say in "
+        "`question` what it is there to find out.",
     )
 
     @field_validator("baselines", mode="before")
@@ -99,21 +105,20 @@ class Config(Section):
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
         return self
 
+    def question(self, name: str) -> str:
+        """Return what run `name` is there to find out, empty if it does not say."""
+        question = self.runs[name].get(QUESTION, "")
+        if not isinstance(question, str):
+            raise ConfigError(f"runs.{name}.{QUESTION}={question!r}: expected a sentence")
+        return question
+
     def run(self, name: str) -> RunConfig:
         """Return the sections of run `name` with its overrides merged in; raises `ConfigError` naming the key."""
         if name not in self.runs:
             raise ConfigError(
                 f"runs.{name} does not exist, the runs are: {', '.join(self.runs)}{nearest(name, self.runs)}"
             )
-        sections = {section: getattr(self, section).model_dump() for section in RunConfig.model_fields}
-        for section, overrides in self.runs[name].items():
-            if section not in sections:
-                raise ConfigError(
-                    f"runs.{name}.{section}: unknown section, a run overrides {', '.join(sections)}"
-                )
-            if not isinstance(overrides, dict):
-                raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
-            sections[section] |= overrides
+        sections = self._sections_of(name)
         run = validated(RunConfig, sections, kinds=DATASET_KINDS, prefix=f"runs.{name}.")
         if run.objective.feature_scale == "target_norm" and self.data.layout == "pooled":
             raise ConfigError(
@@ -127,6 +132,22 @@ class Config(Section):
                 if "-guidance" in sampler:
                     raise _unguided(name, f"sampling.samplers={sampler}")
         return run
+
+    def _sections_of(self, name: str) -> dict[str, dict[str, Any]]:
+        sections = {section: getattr(self, section).model_dump() for section in RunConfig.model_fields}
+        self.question(name)
+        for section, overrides in self.runs[name].items():
+            if section == QUESTION:
+                continue
+            if section not in sections:
+                raise ConfigError(
+                    f"runs.{name}.{section}: unknown section, a run overrides {', '.join(sections)}, and may have a "
+                    f"{QUESTION}"
+                )
+            if not isinstance(overrides, dict):
+                raise ConfigError(f"runs.{name}.{section}={overrides!r}: expected keys and values")
+            sections[section] |= overrides
+        return sections
 
 
 def _unguided(run: str, setting: str) -> ConfigError:

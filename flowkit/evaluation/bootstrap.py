@@ -9,7 +9,7 @@ value that is not finite has no interval.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class Estimate:
     value: float
     low: float
     high: float
+    without_G: tuple[float, ...] = ()
+    """The value without each group of images, where the interval is a jackknife's."""
 
 
 NOT_MEASURED = Estimate(float("nan"), float("nan"), float("nan"))
@@ -80,7 +82,8 @@ def jackknife(value: float, without_group_G: Array, *, lowest: float) -> Estimat
     deviations = without_group_G - without_group_G.mean()
     error = np.sqrt((groups - 1) / groups * np.sum(deviations**2))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error)
-    return _estimate(value, max(lowest, value - reach), value + reach)
+    found = _estimate(value, max(lowest, value - reach), value + reach)
+    return replace(found, without_G=tuple(without_group_G.tolist()))
 
 
 def with_noise(estimate: Estimate, values: Array, *, lowest: float, groups: int) -> Estimate:
@@ -103,7 +106,7 @@ def with_noise(estimate: Estimate, values: Array, *, lowest: float, groups: int)
     total = of_images + of_noise
     freedom = total**2 / (of_images**2 / (groups - 1) + of_noise**2 / (len(values) - 1))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(total))
-    return Estimate(estimate.value, max(lowest, estimate.value - reach), estimate.value + reach)
+    return replace(estimate, low=max(lowest, estimate.value - reach), high=estimate.value + reach)
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:

@@ -7,6 +7,7 @@
     cos_position     mean over images of cos(P, B), per position
     r2_position      R2 of each token position
     norm_ratio_position   sum |P| / sum |B| per position
+    spread_image     |B - mu|^2 per image, in units of its mean
     error_image      |P - B|^2 per image, in units of the mean of |B - mu|^2 over images: its mean is 1 - R2
     error_map        the same per token of the gallery images, in units of the mean over images and tokens
     self_rank        rank, from 1, of the true embedding for the predicted one; NaN = not measured
@@ -55,6 +56,8 @@ def per_image(
     error_image = statistics.error_NT.sum(axis=1) / statistics.spread_NT.sum(axis=1).mean()
     gallery = gallery_rows(error_image, gallery_each, np.random.default_rng(seed))
     floats["error_image"] = error_image
+    spread_image = statistics.spread_NT.sum(axis=1)
+    floats["spread_image"] = spread_image / spread_image.mean()
     floats["error_map"] = statistics.error_NT[gallery] / statistics.spread_NT.mean()
     floats |= _ranks(len(error_image), collected.side.embeddings_NP, true.side.embeddings_NP, captions)
     along = spectrum(predicted, true.tokens, true.mean_TD)

@@ -11,7 +11,7 @@ width, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import numpy as np
@@ -83,6 +83,8 @@ class Scored:
     rows: list[MetricRow]
     notes: list[Note]
     collected: Collected
+    without: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Figures with jackknife intervals, without each tenth of the images [G]."""
 
 
 def score(
@@ -117,7 +119,8 @@ def score(
     estimates |= _distances_over_noise(predicted, collected, noise, true, seed)
     rows = [_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS]
     notes.on_rest([row["metric"] for row in rows if row["value"] is None])
-    return Scored(rows, notes.found, collected)
+    without = {name: np.array(one.without_G) for name, one in estimates.items() if one.without_G}
+    return Scored(rows, notes.found, collected, without)
 
 
 def not_scored(why: str) -> tuple[list[MetricRow], list[Note]]:

@@ -11,7 +11,7 @@ Shapes: N images, T tokens, D channels, K neighbours, F features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -62,7 +62,7 @@ def two_sample_auc(predicted: Tokens, target: Tokens, *, seed: int) -> Estimate:
     value = float(np.mean([_auc(scores) for scores in tested]))
     without_G = np.array([np.mean([_auc(_without(scores, g)) for scores in tested]) for g in range(GROUPS)])
     estimate = jackknife(value, without_G, lowest=0.0)
-    return Estimate(estimate.value, estimate.low, min(1.0, estimate.high))
+    return replace(estimate, high=min(1.0, estimate.high))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ Pictures = Callable[[Sequence[int]], Sequence[Picture]]
 class ReportInputs:
     """Everything `build_site` needs: the experiment folder, what to call it, and where the images come from.
 
+    `questions` are what runs are there to find out, `defaults` the values of the sections that a run overrides.
     `train_artifacts` and `evaluation_artifacts` name the folder to read for a run that has several.
     """
 
@@ -50,6 +51,8 @@ class ReportInputs:
     target_encoder: str
     pictures: Pictures | None = None
     gallery_images: int = 24
+    questions: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     train_artifacts: Mapping[str, str] = field(default_factory=dict)
     evaluation_artifacts: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,6 +79,25 @@ class Note:
     sampler: str
     metrics: Sequence[str]
     note: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One entry of `differences` in `summary.json`: a metric of a run less that of another, image by image."""
+
+    run: str
+    sampler: str
+    data: str
+    against: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves no doubt about the sign."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 VERDICTS = ("shown", "not shown", "not measured")
@@ -123,6 +145,7 @@ class Results:
     verdicts: Sequence[Verdict]
     runs: Mapping[str, RunFiles]
     notes: Sequence[Note] = ()
+    differences: Sequence[Difference] = ()
 
 
 def load_results(inputs: ReportInputs) -> Results:
@@ -146,7 +169,8 @@ def load_results(inputs: ReportInputs) -> Results:
         for name in sorted(names)
     }
     verdicts = [_verdict(row, folder / "verdicts.json") for row in _rows(folder / "verdicts.json")]
-    return Results(folder.name, measurements, verdicts, runs, _notes(folder / "summary.json"))
+    notes, found = _notes(folder / "summary.json"), _differences(folder / "summary.json")
+    return Results(folder.name, measurements, verdicts, runs, notes, found)
 
 
 def _notes(path: Path) -> list[Note]:
@@ -155,6 +179,20 @@ def _notes(path: Path) -> list[Note]:
         return [Note(one["run"], one["sampler"], one["metrics"], one["note"]) for one in found]
     except (KeyError, TypeError):
         raise ReportError(f"{path}: 'notes' are not those of the summary, write it again") from None
+
+
+def _differences(path: Path) -> list[Difference]:
+    names = ("run", "sampler", "data", "against", "metric")
+    found = []
+    for one in read_json(path).get("differences", []):
+        try:
+            run, sampler, data, against, metric = (str(one[name]) for name in names)
+            value, low, high = (finite(one[name]) for name in ("value", "low", "high"))
+        except (KeyError, TypeError):
+            raise ReportError(f"{path}: 'differences' are not those of the summary, write it again") from None
+        if value is not None:
+            found.append(Difference(run, sampler, data, against, metric, value, low, high))
+    return found
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from flowkit.report.standings import Entry, best, best_per_run, comparisons, lab
 from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import (
     Table,
+    differences_table,
     measurements_csv,
     metrics_table,
     notes_table,
@@ -127,6 +128,7 @@ def _results(scene: Scene, data: str) -> tuple[str, Table, Table]:
 
 def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
     champion = scene.champion_of(run.name)
+    best_details = scene.details(champion) if champion else None
     columns = [entry for entry in scene.leading if entry.run == run.name]
     columns += [
         entry for entry in best_per_run(scene.leading) if entry.run in BESIDE and entry.run != run.name
@@ -138,23 +140,24 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
     made, studies = _figures(folder, [study] if study else [])
     files |= made
     samplers = []
-    for sampler, details in run.details.items():
+    for sampler, details in sorted(run.details.items(), key=lambda item: item[1] is not best_details):
         name = label(run.name, sampler)
         drawn = [cosine_histogram(name, details), position_maps(name, details), components(name, details)]
         made, figures = _figures(f"{folder}/{slug(sampler)}", [plot for plot in drawn if plot])
         files |= made
         samplers.append({"title": name, "figures": figures, "thresholds": thresholds_table(details)})
-    best_details = scene.details(champion) if champion else None
     is_trained = champion is not None and champion.trained
     page = render(
         "run.html.j2",
         "../",
         run=run,
+        question=scene.inputs.questions.get(run.name, ""),
         champion=champion,
         comparisons=comparisons(champion, scene.leading) if champion else [],
         numbers=metrics_table(
             columns, f"{run.name} beside the references. Small print: 95 % bootstrap interval."
         ),
+        differences_to_others=differences_table(champion) if champion else None,
         notes=notes_table([note for note in scene.results.notes if note.run == run.name]),
         curves=curves,
         studies=studies,
@@ -162,7 +165,7 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
         groups=groups(scene.album, slug(run.name), best_details, RUN_PAGE_IMAGES) if best_details else [],
         neighbours=neighbour_strips(scene.album, best_details) if best_details and is_trained else [],
         queries=query_strips(scene.album, best_details) if best_details and is_trained else [],
-        differences=differences(run, list(scene.results.runs.values())),
+        differences=differences(run, list(scene.results.runs.values()), scene.inputs.defaults),
         settings=settings(run),
         records=[(record.name, pretty(record)) for record in run.records],
     )

@@ -29,32 +29,47 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def settings(run: RunFiles) -> dict[str, str]:
-    """Return the settings of a run's training, empty when there is no record of it."""
+    """Return the settings of a run's training and sampling, empty when there is no record of them."""
+    found: dict[str, str] = {}
     for record in run.records:
-        spec = record.values.get("spec")
-        if record.name.split("/")[0] == "train" and isinstance(spec, Mapping):
-            values = spec.get("values")
-            return leaves(values if isinstance(values, Mapping) else spec)
-    return {}
+        spec, stage = record.values.get("spec"), record.name.split("/")[0]
+        values = spec.get("values") if isinstance(spec, Mapping) else None
+        if not isinstance(values, Mapping):
+            continue
+        if stage == "train":
+            found |= leaves(values)
+        elif stage == "samples" and isinstance(values.get("sampling"), Mapping):
+            found |= leaves({"sampling": values["sampling"]})
+    return dict(sorted(found.items()))
 
 
-def differences(run: RunFiles, runs: Sequence[RunFiles]) -> Table | None:
-    """Return the settings of a run that differ from what most runs use; None when nothing can be compared.
+def differences(
+    run: RunFiles, runs: Sequence[RunFiles], defaults: Mapping[str, Mapping[str, Any]]
+) -> Table | None:
+    """Return the settings of a run that are not the default or not what most other runs use; None without a record.
 
-    A setting that differs between all runs, such as a name, says nothing and is left out.
+    A setting that differs between all runs, such as a seed, is no news, unless it has a default.
     """
-    mine = settings(run)
+    mine, usual_values = settings(run), leaves(defaults)
     others = [known for other in runs if other.name != run.name and (known := settings(other))]
-    if not mine or not others:
+    if not mine or not (others or usual_values):
         return None
     lines = []
     for key, value in mine.items():
-        usual, times = Counter(other.get(key, "not set") for other in others).most_common(1)[0]
+        usual, times = (
+            Counter(other.get(key, "not set") for other in others).most_common(1)[0] if others else (value, 0)
+        )
         differs_everywhere = times == 1 and len(others) > 1
-        if usual != value and not differs_everywhere:
-            lines.append(Line([Cell(key), Cell(value), Cell(usual)]))
-    caption = "Settings of this run that differ from what most other runs use."
-    return Table(caption, [Header("setting"), Header("this run"), Header("most others")], lines)
+        default = usual_values.get(key)
+        if default not in (None, value) or (usual != value and not differs_everywhere):
+            lines.append(Line([Cell(key), Cell(value), _known(default), _known(usual if others else None)]))
+    caption = "Settings of this run that are not the default, or not what most other runs use."
+    headers = [Header("setting"), Header("this run"), Header("default"), Header("most other runs")]
+    return Table(caption, headers, lines)
+
+
+def _known(value: str | None) -> Cell:
+    return Cell("–", missing=True) if value is None else Cell(value)
 
 
 def stages_table(runs: Sequence[RunFiles], pages: Mapping[str, str]) -> Table:

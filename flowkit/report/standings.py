@@ -2,18 +2,19 @@
 
 A run is a closed form (constant, nearest, ridge ...), the ceiling (`true` features), a regression, or a
 flow. The headline is R2 on held-out images; closed forms and the ceiling are never called the best run. Two
-entries whose bootstrap intervals overlap are said to overlap: their order is not shown.
+entries are compared image by image where the summary did so; else their order is not shown if their bootstrap
+intervals overlap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flowkit.paths import CLOSED_FORM
-from flowkit.report.data import Measurement, Results
-from flowkit.report.measures import plain
+from flowkit.report.data import Difference, Measurement, Results
+from flowkit.report.measures import measure, plain
 from flowkit.sections import BASELINES, CEILINGS
 
 Kind = Literal["flow", "regression", "closed form", "ceiling"]
@@ -33,6 +34,8 @@ class Entry:
     data: str
     kind: Kind
     measurements: Mapping[str, Measurement]
+    differences: Mapping[tuple[str, str], Difference] = field(default_factory=dict)
+    """By the run that it is held against and the metric."""
 
     @property
     def name(self) -> str:
@@ -80,12 +83,16 @@ def entries(results: Results) -> list[Entry]:
     grouped: dict[tuple[str, str, str], dict[str, Measurement]] = {}
     for row in results.measurements:
         grouped.setdefault((row.data, row.run, row.sampler), {})[row.metric] = row
+    differences: dict[tuple[str, str, str], dict[tuple[str, str], Difference]] = {}
+    for one in results.differences:
+        differences.setdefault((one.data, one.run, one.sampler), {})[one.against, one.metric] = one
     samplers: dict[str, set[str]] = {}
     for _, run, sampler in grouped:
         samplers.setdefault(run, set()).add(sampler)
     found = [
-        Entry(run, sampler, data, kind_of(run, samplers[run]), values)
-        for (data, run, sampler), values in grouped.items()
+        Entry(*(run, sampler, data, kind_of(run, samplers[run]), values), differences.get(place, {}))
+        for place, values in grouped.items()
+        for data, run, sampler in [place]
     ]
     data_order = list(dict.fromkeys(row.data for row in results.measurements))
     return sorted(
@@ -137,9 +144,14 @@ def compare(entry: Entry, reference: Entry) -> Comparison | None:
     ours, theirs = entry.value(HEADLINE), reference.value(HEADLINE)
     if ours is None or theirs is None:
         return None
+    side = "above" if ours >= theirs else "below"
+    if paired := entry.differences.get((reference.run, HEADLINE)):
+        doubt = "" if paired.is_sure else ": no difference shown"
+        between = measure(HEADLINE).interval(paired.low, paired.high)
+        sentence = f"{plain(abs(paired.value))} {side} ({between}, image by image{doubt})"
+        return Comparison(reference.name, sentence, paired.is_sure)
     overlapping = overlap(entry, reference)
     words = {True: "intervals overlap: no difference shown", False: "intervals apart", None: "no intervals"}
-    side = "above" if ours >= theirs else "below"
     sentence = f"{plain(abs(ours - theirs))} {side} ({words[overlapping]})"
     return Comparison(reference.name, sentence, overlapping is False)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flowkit.report.data import Measurement, Note
+from flowkit.report.data import Difference, Measurement, Note
 from flowkit.report.details import Array, Details
 from flowkit.report.measures import in_order, measure, plain
-from flowkit.report.standings import Entry
+from flowkit.report.standings import HEADLINE, Entry
 
 THRESHOLDS = (0.7, 0.8, 0.9)
+BESIDE = "ridge"
+COMPARED = ("r2", "fd_img", "fd_tok", "auc")
+PAIRED = "Image by image, so that what both share does not widen the 95 % interval."
 Scalar = float | int | str | None
 
 
@@ -81,7 +84,11 @@ def results_table(
 ) -> Table:
     """Return one line per entry and one column per metric, marking the best trained entry of each column."""
     headers = [Header("run"), Header("sampler")]
-    headers += [Header(measure(name).label, _hint(name), numeric=True) for name in metrics]
+    has_differences = any((BESIDE, HEADLINE) in entry.differences for entry in entries)
+    for name in metrics:
+        headers.append(Header(measure(name).label, _hint(name), numeric=True))
+        if name == HEADLINE and has_differences:
+            headers.append(Header(f"{measure(name).label} − {BESIDE}", PAIRED, numeric=True))
     leaders = {name: _leader(entries, name) for name in metrics}
     lines = []
     for entry in entries:
@@ -89,7 +96,10 @@ def results_table(
             Cell(entry.run, note=entry.kind, page=pages.get(entry.run, "")),
             Cell(entry.sampler_name),
         ]
-        cells += [_metric_cell(entry, name, best=entry is leaders[name]) for name in metrics]
+        for name in metrics:
+            cells.append(_metric_cell(entry, name, best=entry is leaders[name]))
+            if name == HEADLINE and has_differences:
+                cells.append(_difference_cell(entry.differences.get((BESIDE, name)), name))
         lines.append(Line(cells, entry.kind))
     return Table(caption, headers, lines, sortable=True)
 
@@ -102,6 +112,23 @@ def metrics_table(columns: Sequence[Entry], caption: str) -> Table:
     for name in metrics:
         head = Cell(measure(name).label, note=_direction(name))
         lines.append(Line([head, *[_metric_cell(entry, name, best=False) for entry in columns]]))
+    return Table(caption, headers, lines)
+
+
+def differences_table(entry: Entry) -> Table | None:
+    """Return how an entry differs from other runs, metric by metric; None where nothing was compared."""
+    others = list(dict.fromkeys(against for against, _ in entry.differences))
+    metrics = [name for name in COMPARED if any((other, name) in entry.differences for other in others)]
+    if not metrics:
+        return None
+    headers = [Header("less"), *[Header(measure(name).label, _hint(name), numeric=True) for name in metrics]]
+    lines = [
+        Line(
+            [Cell(other), *(_difference_cell(entry.differences.get((other, name)), name) for name in metrics)]
+        )
+        for other in others
+    ]
+    caption = f"{entry.name} less other runs, each at its best. {PAIRED}"
     return Table(caption, headers, lines)
 
 
@@ -149,6 +176,17 @@ def _metric_cell(entry: Entry, name: str, *, best: bool) -> Cell:
     if row is None or row.value is None:
         return Cell("–", missing=True)
     return Cell(measure(name).text(row.value), _note(row), row.value, best)
+
+
+def _difference_cell(found: Difference | None, name: str) -> Cell:
+    if found is None:
+        return Cell("–", missing=True)
+    finer = replace(measure(name), decimals=measure(name).decimals + 1)
+    doubt = "" if found.is_sure else ", no difference shown"
+    text = finer.text(found.value)
+    return Cell(
+        f"+{text}" if found.value > 0 else text, finer.interval(found.low, found.high) + doubt, found.value
+    )
 
 
 def _note(row: Measurement) -> str:

@@ -2,7 +2,8 @@
 
 scores.json             {sampler: rows of metric, value, low, high}
 notes.json              {sampler: why some metrics were not measured, or on what}
-details-<sampler>.npz   figures per image, per position and for a gallery; none where nothing could be measured
+details-<sampler>.npz   figures without each tenth of the images, per image, per position and for a gallery; no file
+                        where nothing could be measured
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
 from flowkit.errors import StoreError
-from flowkit.evaluation.collected import Collected, Embed, collect_true
+from flowkit.evaluation.collected import Embed, collect_true
 from flowkit.evaluation.details import per_image
+from flowkit.evaluation.differences import WITHOUT
 from flowkit.evaluation.notes import KEYS_IN_A_NOTE, Note
 from flowkit.evaluation.retrieval import Captions
 from flowkit.evaluation.score import Classes, MetricRow, Scored, Texts, not_scored, score
@@ -69,10 +71,10 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
     progress = Progress(f"evaluate {name}", len(counts["samplers"]), "sampler")
     for sampler in counts["samplers"]:
         sets = [open_samples(content / noise_folder(k) / sampler) for k in range(counts["noise"][sampler])]
-        rows, notes[sampler], collected = scores_of(sampler, sets, truth.keys, score=truth.score)
+        rows, notes[sampler], found = scores_of(sampler, sets, truth.keys, score=truth.score)
         scores[sampler] = rows + _cost_rows(counts, sampler)
-        if collected is not None:
-            np.savez(session.work / f"details-{sampler}.npz", **truth.details(sets[0], collected))
+        if found is not None:
+            np.savez(session.work / f"details-{sampler}.npz", **truth.details(sets[0], found))
         for note in notes[sampler]:
             logger.info(
                 "run=%s sampler=%s metrics=%s note=%r", name, sampler, len(note["metrics"]), note["note"]
@@ -86,8 +88,8 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
 
 def scores_of(
     sampler: str, sets: Sequence[Samples], keys: Sequence[str], score: Callable[..., Scored]
-) -> tuple[list[MetricRow], list[Note], Collected | None]:
-    """Return rows, notes and what was collected of a sampler's sets, one for each noise seed.
+) -> tuple[list[MetricRow], list[Note], Scored | None]:
+    """Return rows, notes and, where something was measured, all of the score of a sampler's sets, one per noise seed.
 
     `keys` are those of the evaluation's images. Samples that were refused when they were written are counted and named;
     then nothing is measured.
@@ -105,7 +107,7 @@ def scores_of(
         )
         return rows, notes, None
     found = score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
-    return found.rows, found.notes, found.collected if found.collected.finite_N.all() else None
+    return found.rows, found.notes, found if found.collected.finite_N.all() else None
 
 
 class Truth:
@@ -142,11 +144,11 @@ class Truth:
             seed=self.settings["seed"],
         )
 
-    def details(self, predicted: Samples, collected: Collected) -> dict[str, Any]:
+    def details(self, predicted: Samples, found: Scored) -> dict[str, Any]:
         """Return the arrays that the report draws."""
-        return per_image(
-            predicted, collected, self.side, captions=self.texts.captions, seed=self.settings["seed"]
-        )
+        seed = self.settings["seed"]
+        arrays = per_image(predicted, found.collected, self.side, captions=self.texts.captions, seed=seed)
+        return arrays | {WITHOUT + metric: values for metric, values in found.without.items()}
 
 
 def embedding_of(layout: str, head_folder: Path) -> Embed | None:

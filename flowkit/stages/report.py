@@ -50,6 +50,8 @@ def _inputs(spec: Spec, runs: Sequence[str], trained: Sequence[str]) -> ReportIn
         target_encoder=names[1],
         pictures=Pictures(spec),
         gallery_images=settings["gallery_images"],
+        questions=spec.values["questions"],
+        defaults=spec.values["defaults"],
         train_artifacts={run: committed(places.train(run))[0].name for run in trained},
         evaluation_artifacts={run: committed(places.evaluation(run))[0].name for run in runs},
     )

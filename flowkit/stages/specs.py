@@ -15,9 +15,12 @@ from pathlib import Path
 from flowkit.datasets import CocoDataset, DemoDataset
 from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
-from flowkit.sections import CEILINGS
+from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
 from flowkit.stages.jobs import Job, rule_word
+
+DEFAULTS = {"model": Model, "objective": Objective, "train": Train, "sampling": Sampling}
+"""Sections that a run overrides."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ class Plan(DataPlan):
         values = {
             "report": self.config.report.model_dump(),
             "runs": self.all_runs,
+            "questions": {run: asked for run in self.config.runs if (asked := self.config.question(run))},
+            "defaults": {name: section().model_dump(mode="json") for name, section in DEFAULTS.items()},
             "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
         }
         target = {

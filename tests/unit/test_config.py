@@ -72,6 +72,15 @@ def test_each_repair_adds_one_thing_and_ends_at_the_recipe_of_the_demo() -> None
     assert repairs.run(steps[0]).train.learning_rate == earlier.train.learning_rate
 
 
+def test_a_run_may_say_what_it_asks_without_being_another_run() -> None:
+    demo = load_config(DEMO)
+    asked = load_config(DEMO, ("runs.flow.question=Why?",))
+    assert asked.question("flow") == "Why?"
+    assert asked.run("flow") == demo.run("flow")
+    with pytest.raises(ConfigError, match="runs.flow.question=3: expected a sentence"):
+        load_config(DEMO, ("runs.flow.question=3",))
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -282,12 +282,20 @@ def test_differences_name_what_most_others_do_not_use() -> None:
         record(run, "train", spec={"values": {"train": {"optimizer": optimizer, "seed": seed}}})
         for run, (optimizer, seed) in specs.items()
     ]
-    table = differences(runs[2], runs)
+    table = differences(runs[2], runs, {})
     assert table is not None
     assert [[cell.text for cell in line.cells] for line in table.lines] == [
-        ["train.optimizer", "adamw", "muon"]
+        ["train.optimizer", "adamw", "–", "muon"]
     ]
-    assert differences(runs[0], runs[:1]) is None
+    assert differences(runs[0], runs[:1], {}) is None
+    defaults = {"train": {"optimizer": "muon", "seed": 0}}
+    for number, expected in ((0, [["train.seed", "1", "0", "2"]]), (1, [["train.seed", "2", "0", "1"]])):
+        table = differences(runs[number], runs[:2], defaults)
+        assert table is not None
+        assert [[cell.text for cell in line.cells] for line in table.lines] == expected
+    alone = differences(runs[0], runs[:1], defaults)
+    assert alone is not None
+    assert [[cell.text for cell in line.cells] for line in alone.lines] == [["train.seed", "1", "0", "–"]]
 
 
 def test_stage_records_show_host_and_mixed_versions() -> None:

@@ -128,7 +128,9 @@ def write_experiment(tmp_path: Path) -> ReportInputs:
         {"goal": HOSTILE, "verdict": "not shown", "value": None, "demand": 0.5},
     ]
     (folder / "verdicts.json").write_text(json.dumps({"schema": 1, "rows": verdicts}), encoding="utf-8")
-    return ReportInputs(folder, HOSTILE, True, "demo-eva", "demo-vit", pictures, gallery_images=9)
+    return ReportInputs(
+        folder, HOSTILE, True, "demo-eva", "demo-vit", pictures, gallery_images=9, questions={"flow": HOSTILE}
+    )
 
 
 def pictures(indices: Sequence[int]) -> list[Picture]:

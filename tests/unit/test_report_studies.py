@@ -9,10 +9,11 @@ import pytest
 from report_material import STANDINGS, details, pictures_of, row
 
 from flowkit.report import neighbours
-from flowkit.report.data import Measurement
+from flowkit.report.data import Difference, Measurement
 from flowkit.report.gallery import Album
-from flowkit.report.standings import entries
+from flowkit.report.standings import comparisons, entries
 from flowkit.report.studies import components, error_over_time, evaluations_study
+from flowkit.report.tables import differences_table, results_table
 
 
 def test_strips_show_what_true_and_predicted_vectors_find() -> None:
@@ -84,3 +85,28 @@ def test_solver_study_needs_several_samplers_and_names_the_best_and_the_dearest(
     assert [line[0] for line in plot.data.rows] == ["euler-1", "euler-8-shift3", "heun-50"]
     assert all(label in plot.svg for label in ("euler shift3", "heun", "ridge"))
     assert evaluations_study("ridge", entries(replace(STANDINGS, measurements=rows))) is None
+
+
+def less_ridge(metric: str, value: float, low: float, high: float) -> Difference:
+    return Difference("flow", "euler-1", "evaluation", "ridge", metric, value, low, high)
+
+
+def test_differences_image_by_image_stand_beside_r2_and_in_a_table_of_their_own() -> None:
+    """The intervals of both overlap, the paired difference is sure."""
+    rows = [row("flow", "euler-1", 0.95, half=0.02), row("ridge", "-", 0.94, half=0.02)]
+    found = entries(replace(STANDINGS, measurements=rows, differences=[less_ridge("r2", 0.01, 0.008, 0.012)]))
+    (sentence,) = (one.sentence for one in comparisons(found[0], found))
+    assert sentence == "0.010 above (0.008 to 0.012, image by image)"
+    table = results_table(found, ["r2"], {}, "caption")
+    assert [header.text for header in table.headers] == ["run", "sampler", "R²", "R² − ridge"]
+    assert [(line.cells[3].text, line.cells[3].note) for line in table.lines] == [
+        ("+0.0100", "0.0080 to 0.0120"),
+        ("–", ""),
+    ]
+    both = [less_ridge("r2", 0.01, 0.008, 0.012), less_ridge("fd_img", -0.0001, -0.0003, 0.0001)]
+    (flow, ridge) = entries(replace(STANDINGS, measurements=rows, differences=both))
+    shown = differences_table(flow)
+    assert shown is not None
+    assert [cell.text for cell in shown.lines[0].cells] == ["ridge", "+0.0100", "−0.00010"]
+    assert shown.lines[0].cells[2].note == "−0.00030 to 0.00010, no difference shown"
+    assert differences_table(ridge) is None
