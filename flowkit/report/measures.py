@@ -5,7 +5,7 @@ One entry per metric id of `summary.json`; an id without an entry is shown under
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 NOT_MEASURED = "not measured"
@@ -30,6 +30,11 @@ class Measure:
         if low is None or high is None:
             return ""
         return f"{plain(low, self.decimals)} to {plain(high, self.decimals)}"
+
+    @property
+    def of_differences(self) -> Measure:
+        """The same with one decimal more: paired differences are known more exactly than what they are between."""
+        return replace(self, decimals=self.decimals + 1)
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether `value` beats `than` in this metric's direction."""

@@ -147,8 +147,9 @@ def compare(entry: Entry, reference: Entry) -> Comparison | None:
     side = "above" if ours >= theirs else "below"
     if paired := entry.differences.get((reference.run, HEADLINE)):
         doubt = "" if paired.is_sure else ": no difference shown"
-        between = measure(HEADLINE).interval(paired.low, paired.high)
-        sentence = f"{plain(abs(paired.value))} {side} ({between}, image by image{doubt})"
+        finer = measure(HEADLINE).of_differences
+        between = finer.interval(paired.low, paired.high)
+        sentence = f"{finer.text(abs(paired.value))} {side} ({between}, image by image{doubt})"
         return Comparison(reference.name, sentence, paired.is_sure)
     overlapping = overlap(entry, reference)
     words = {True: "intervals overlap: no difference shown", False: "intervals apart", None: "no intervals"}

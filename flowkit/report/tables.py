@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +21,10 @@ from flowkit.report.standings import HEADLINE, Entry
 THRESHOLDS = (0.7, 0.8, 0.9)
 BESIDE = "ridge"
 COMPARED = ("r2", "fd_img", "fd_tok", "auc")
-PAIRED = "Image by image, so that what both share does not widen the 95 % interval."
+PAIRED = (
+    "Image by image, so that what both share does not widen the 95 % interval; it is of these networks, and another "
+    "training seed would move them, too."
+)
 Scalar = float | int | str | None
 
 
@@ -181,7 +184,7 @@ def _metric_cell(entry: Entry, name: str, *, best: bool) -> Cell:
 def _difference_cell(found: Difference | None, name: str) -> Cell:
     if found is None:
         return Cell("–", missing=True)
-    finer = replace(measure(name), decimals=measure(name).decimals + 1)
+    finer = measure(name).of_differences
     doubt = "" if found.is_sure else ", no difference shown"
     text = finer.text(found.value)
     return Cell(

@@ -77,7 +77,7 @@ def test_a_run_may_say_what_it_asks_without_being_another_run() -> None:
     asked = load_config(DEMO, ("runs.flow.question=Why?",))
     assert asked.question("flow") == "Why?"
     assert asked.run("flow") == demo.run("flow")
-    with pytest.raises(ConfigError, match="runs.flow.question=3: expected a sentence"):
+    with pytest.raises(ConfigError, match=r"runs\.flow\.question=3: expected a sentence"):
         load_config(DEMO, ("runs.flow.question=3",))
 
 

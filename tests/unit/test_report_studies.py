@@ -96,7 +96,7 @@ def test_differences_image_by_image_stand_beside_r2_and_in_a_table_of_their_own(
     rows = [row("flow", "euler-1", 0.95, half=0.02), row("ridge", "-", 0.94, half=0.02)]
     found = entries(replace(STANDINGS, measurements=rows, differences=[less_ridge("r2", 0.01, 0.008, 0.012)]))
     (sentence,) = (one.sentence for one in comparisons(found[0], found))
-    assert sentence == "0.010 above (0.008 to 0.012, image by image)"
+    assert sentence == "0.0100 above (0.0080 to 0.0120, image by image)"
     table = results_table(found, ["r2"], {}, "caption")
     assert [header.text for header in table.headers] == ["run", "sampler", "R²", "R² − ridge"]
     assert [(line.cells[3].text, line.cells[3].note) for line in table.lines] == [
