@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image, ImageStat
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -84,4 +88,56 @@ def test_first_page_is_readable_without_javascript(browser: Browser, finished) -
 def test_demo_is_called_a_demo(browser: Browser, finished) -> None:
     page, _ = _open(browser, finished, "index.html")
     assert "They say nothing about EVA-CLIP or CLIP ViT-L/14" in page.locator("body").inner_text()
+    page.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, finished, name: str, scheme: str) -> None:
+    """Contrast, names, landmarks, order of heads: every rule of axe-core, in both colour schemes."""
+    page, _ = _open(browser, finished, name, color_scheme=scheme)
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found] == []
+    page.close()
+
+
+def test_a_chosen_theme_holds_on_all_pages_and_for_figures(browser: Browser, finished) -> None:
+    context = browser.new_context(color_scheme="light")
+    page = context.new_page()
+    folder = finished.folder / "results/tiny/report"
+
+    def darkness() -> tuple[bool, bool]:
+        """Whether the page is dark, and the first figure on it."""
+        page.evaluate(
+            "document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')"
+        )
+        page.wait_for_function("[...document.images].every(image => image.complete)")
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        figure = Image.open(BytesIO(page.locator("img[src$='.svg']").first.screenshot())).convert("L")
+        return sum(map(int, re.findall(r"\d+", paper))) < 200, ImageStat.Stat(figure).mean[0] < 128
+
+    page.goto((folder / "runs/flow.html").as_uri())
+    assert darkness() == (False, False)
+    button = page.get_by_role("button", name="Colours")
+    assert button.inner_text() == "Colours: as the system"
+    button.click()
+    assert button.inner_text() == "Colours: light"
+    button.press("Enter")
+    assert button.inner_text() == "Colours: dark"
+    assert darkness() == (True, True)
+    page.goto((folder / "runs/ridge.html").as_uri())
+    assert darkness() == (True, True)
+    context.close()
+
+
+def test_tables_are_sorted_and_filtered_with_the_keyboard_alone(browser: Browser, finished) -> None:
+    page, _ = _open(browser, finished, "index.html")
+    head = page.locator("table.sortable th button").first
+    head.focus()
+    page.keyboard.press("Enter")
+    assert head.locator("..").get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Space")
+    assert head.locator("..").get_attribute("aria-sort") == "descending"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('th').cellIndex") == 1
     page.close()

@@ -1,4 +1,4 @@
-// Sorting of tables by a click on a column head, and a filter above them. Pages are complete without it.
+// Sorting of tables by a click on a column head, a filter above them, and a choice of colours. Pages are complete without it.
 (function () {
   "use strict";
 
@@ -50,6 +50,37 @@
     table.closest(".scroll").before(label);
   }
 
+  const THEMES = { "": "as the system", light: "light", dark: "dark" };
+
+  function remembered() {
+    try {
+      const theme = localStorage.getItem("flowkit-theme");
+      return theme in THEMES ? theme : "";
+    } catch (error) {
+      return ""; // storage is forbidden: the choice holds for this page
+    }
+  }
+
+  function choose(theme, button) {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    button.textContent = "Colours: " + THEMES[theme];
+    try { localStorage.setItem("flowkit-theme", theme); } catch (error) { /* as above */ }
+  }
+
+  function addThemes(header) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "theme";
+    choose(remembered(), button);
+    button.addEventListener("click", function () {
+      const names = Object.keys(THEMES);
+      choose(names[(names.indexOf(document.documentElement.dataset.theme || "") + 1) % names.length], button);
+    });
+    header.append(button);
+  }
+
+  addThemes(document.querySelector("header.top"));
   for (const table of document.querySelectorAll("table.sortable")) {
     makeSortable(table);
     if (table.tBodies[0].rows.length > 8) addFilter(table);
