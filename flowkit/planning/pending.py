@@ -16,7 +16,7 @@ from flowkit.config import leaves
 from flowkit.paths import MANIFEST, RUN_RECORD
 from flowkit.provenance import read_json
 from flowkit.stages.jobs import Job
-from flowkit.stages.session import was_lost
+from flowkit.stages.session import was_lost, will_be_shown_again
 
 BATCHED = ("fetch", "extract", "convert")
 """Stages that commit tar by tar, so that a job goes on with what is missing."""
@@ -34,7 +34,7 @@ def job_states(jobs: Mapping[str, Job], *, wanted: str = "report") -> dict[str, 
     """Return the state of every job, given that the result of job `wanted` is asked for."""
     maker = {folder: job.name for job in jobs.values() for folder in job.folders}
     reads = {job.name: {maker[path] for path in job.inputs if path in maker} for job in jobs.values()}
-    missing = {job.name for job in jobs.values() if not all(map(has_manifest, job.folders))}
+    missing = {job.name for job in jobs.values() if not all(is_there(job, folder) for folder in job.folders)}
     outdated = {
         job.name
         for job in jobs.values()
@@ -57,11 +57,16 @@ def has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_there(job: Job, folder: Path) -> bool:
+    """Whether Snakemake will find a result: its manifest is there, or hidden until these values are asked for."""
+    return has_manifest(folder) or will_be_shown_again(folder, job.tracked)
+
+
 def is_current(job: Job, folder: Path) -> bool:
     """Whether a committed result was made from the values of `job`, by its code and for its target."""
     record = folder / RUN_RECORD
-    if not has_manifest(folder) or not record.is_file():
-        return has_manifest(folder)
+    if not is_there(job, folder) or not record.is_file():
+        return is_there(job, folder)
     made: dict[str, Any] = read_json(record)
     recorded, tracked = {*leaves(made["spec"]["values"]), *made["code"]}, set(job.tracked)
     if job.spec.stage == "fetch":  # a tar does not record which others were listed

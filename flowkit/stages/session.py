@@ -188,15 +188,25 @@ def hide_other_values(folder: Path, tracked: Sequence[str]) -> bool:
     Snakemake has no record of such a result and would take it for the one that is asked for. Returns True if the
     result has a hidden manifest and no other.
     """
-    record = folder / RUN_RECORD
-    by_hand = read_json(record).get("by_hand", []) if record.is_file() else []
     shown, hidden = folder / MANIFEST, folder / HIDDEN_MANIFEST
-    if by_hand and set(by_hand) != set(tracked):
+    by_hand = _made_by_hand_from(folder)
+    if by_hand and by_hand != set(tracked):
         if shown.is_file():
             shown.replace(hidden)
-    elif by_hand and hidden.is_file() and not shown.exists():
+    elif will_be_shown_again(folder, tracked):
         hidden.replace(shown)
     return hidden.is_file() and not shown.exists()
+
+
+def will_be_shown_again(folder: Path, tracked: Sequence[str]) -> bool:
+    """Whether a result is hidden and was made from the values that are asked for now."""
+    is_hidden = (folder / HIDDEN_MANIFEST).is_file() and not (folder / MANIFEST).exists()
+    return is_hidden and _made_by_hand_from(folder) == set(tracked)
+
+
+def _made_by_hand_from(folder: Path) -> set[str]:
+    record = folder / RUN_RECORD
+    return set(read_json(record).get("by_hand", [])) if record.is_file() else set()
 
 
 def was_lost(folder: Path) -> bool:

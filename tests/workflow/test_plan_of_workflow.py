@@ -126,6 +126,16 @@ def test_plan_agrees_with_snakemake_on_an_emptied_disk(finished: Project, tmp_pa
     assert to_run(planned(copy.folder)) == set(copy.planned())
 
 
+def test_results_by_hand_that_a_dry_run_hid_are_not_planned_anew(finished: Project) -> None:
+    """A dry run with other values hides them; Snakemake shows them again as soon as their values are asked for."""
+    finished.flowkit("baselines", "--config", "tiny.yaml")
+    finished.planned("--config", "set=evaluation.images=20")
+    assert not (finished.folder / "results/tiny/runs/ridge/samples/test/manifest.json").exists()
+    assert to_run(planned(finished.folder)) == set()
+    assert "baselines" in to_run(planned(finished.folder, "evaluation.images=20"))
+    assert finished.planned() == {}
+
+
 def test_rates_come_from_finished_work_alone(finished: Project) -> None:
     longer = planned(finished.folder, "train.steps=600")
     train_line = next(line for line in longer.stages if line.stage == "train")
