@@ -3,7 +3,9 @@
     r2                            sum_n (e'_n - e_n) / sum_n s_n, e and e' the squared errors of image n, s its spread
                                   |B - mu|^2; bootstrap over images
     fd_*, mmd, cka, auc           v - v'; jackknife of the difference of both figures without each tenth of the images
-Two intervals that overlap may still belong to figures whose difference is sure. Shapes: N images, G tenths.
+Two intervals that overlap may still belong to figures whose difference is sure. Each side is one trained network and
+one sample per image: what another training seed or other noise would change is not in the interval. Shapes: N images,
+G tenths.
 """
 
 from __future__ import annotations
