@@ -10,19 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 
 from flowkit.report.curves import training_curves
 from flowkit.report.data import ReportInputs, Results, RunFiles
-from flowkit.report.drawing import Plot
 from flowkit.report.figures import cosine_histogram, fidelity_against_distribution, position_maps
 from flowkit.report.gallery import Item, common_indices, groups, palette_steps
-from flowkit.report.measures import KEY_METRICS, in_order, plain, short
+from flowkit.report.measures import KEY_METRICS, in_order, plain
 from flowkit.report.neighbours import neighbour_strips, query_strips
 from flowkit.report.records import differences, pretty, settings, stages_table, versions_table
+from flowkit.report.rendering import TEMPLATES, Facts, Files, Renderer, figure_files
 from flowkit.report.scene import Scene, slug
 from flowkit.report.standings import Entry, best, best_per_run, comparisons, label
 from flowkit.report.studies import components, error_over_time, evaluations_study
@@ -34,23 +32,25 @@ from flowkit.report.tables import (
     notes_table,
     results_table,
     thresholds_table,
-    to_csv,
 )
 
-TEMPLATES = Path(__file__).parent / "templates"
 BESIDE = ("constant", "ridge", "regression", "true")
 COMPARED_RUNS = 6
 COMPARED_IMAGES = 12
 RUN_PAGE_IMAGES = 12
 STRIP_IMAGES = 6
 
-Files = dict[str, bytes]
-
 
 def render_site(inputs: ReportInputs, results: Results) -> Files:
     """Return every file of the report by its path."""
     scene = Scene(inputs, results)
-    render = _Render(scene)
+    render = Renderer(
+        Facts(
+            results.name, inputs.title, inputs.source_encoder, inputs.target_encoder, is_demo=inputs.demo
+        ),
+        pages=scene.pages,
+        legend={"colours": palette_steps(), "limit": plain(scene.album.limit, 2)},
+    )
     files = _index_page(scene, render)
     for run in results.runs.values():
         files |= _run_page(scene, render, run)
@@ -59,33 +59,10 @@ def render_site(inputs: ReportInputs, results: Results) -> Files:
     return files | _data_files(results) | scene.album.files
 
 
-class _Render:
-    """Fills a template; `root` is the way from the page back to the top of the site."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(TEMPLATES),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters |= {"plain": plain, "short": short}
-        self._environment.globals |= {
-            "inputs": scene.inputs,
-            "results": scene.results,
-            "pages": scene.pages,
-            "legend": {"colours": palette_steps(), "limit": plain(scene.album.limit, 2)},
-        }
-
-    def __call__(self, template: str, root: str = "", **context: Any) -> bytes:
-        return self._environment.get_template(template).render(root=root, **context).encode()
-
-
-def _index_page(scene: Scene, render: _Render) -> Files:
+def _index_page(scene: Scene, render: Renderer) -> Files:
     champion, flow = scene.best, scene.best_flow
     plot = fidelity_against_distribution(scene.leading)
-    files, figures = _figures("figures", [plot] if plot else [])
+    files, figures = figure_files("figures", [plot] if plot else [])
     page = render(
         "index.html.j2",
         champion=champion,
@@ -126,7 +103,7 @@ def _results(scene: Scene, data: str) -> tuple[str, Table, Table]:
     )
 
 
-def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
+def _run_page(scene: Scene, render: Renderer, run: RunFiles) -> Files:
     champion = scene.champion_of(run.name)
     best_details = scene.details(champion) if champion else None
     columns = [entry for entry in scene.leading if entry.run == run.name]
@@ -135,15 +112,15 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
     ]
     folder = f"figures/{slug(run.name)}"
     plots = [*training_curves(run.name, run.metrics), error_over_time(run.name, run.metrics)]
-    files, curves = _figures(folder, [plot for plot in plots if plot])
+    files, curves = figure_files(folder, [plot for plot in plots if plot])
     study = evaluations_study(run.name, scene.leading)
-    made, studies = _figures(folder, [study] if study else [])
+    made, studies = figure_files(folder, [study] if study else [])
     files |= made
     samplers = []
     for sampler, details in sorted(run.details.items(), key=lambda item: item[1] is not best_details):
         name = label(run.name, sampler)
         drawn = [cosine_histogram(name, details), position_maps(name, details), components(name, details)]
-        made, figures = _figures(f"{folder}/{slug(sampler)}", [plot for plot in drawn if plot])
+        made, figures = figure_files(f"{folder}/{slug(sampler)}", [plot for plot in drawn if plot])
         files |= made
         samplers.append({"title": name, "figures": figures, "thresholds": thresholds_table(details)})
     is_trained = champion is not None and champion.trained
@@ -172,7 +149,7 @@ def _run_page(scene: Scene, render: _Render, run: RunFiles) -> Files:
     return files | {scene.pages[run.name]: page}
 
 
-def _gallery_page(scene: Scene, render: _Render) -> Files:
+def _gallery_page(scene: Scene, render: Renderer) -> Files:
     compared = list(scene.detailed)[:COMPARED_RUNS]
     indices = common_indices([scene.detailed[entry] for entry in compared], COMPARED_IMAGES)
     rows = [
@@ -196,10 +173,10 @@ def _map_of(scene: Scene, entry: Entry, index: int) -> Item | None:
     return scene.album.item(slug(entry.run), details, int(places[0])) if places.size else None
 
 
-def _provenance_page(scene: Scene, render: _Render) -> Files:
+def _provenance_page(scene: Scene, render: Renderer) -> Files:
     runs = list(scene.results.runs.values())
-    page = render("provenance.html.j2", stages=stages_table(runs, scene.pages), versions=versions_table(runs))
-    return {"provenance.html": page}
+    page = render("workflow.html.j2", stages=stages_table(runs, scene.pages), versions=versions_table(runs))
+    return {"workflow.html": page}
 
 
 def _data_files(results: Results) -> Files:
@@ -210,14 +187,3 @@ def _data_files(results: Results) -> Files:
         "style.css": (TEMPLATES / "style.css").read_bytes(),
         "site.js": (TEMPLATES / "site.js").read_bytes(),
     }
-
-
-def _figures(folder: str, plots: Sequence[Plot]) -> tuple[Files, list[Mapping[str, Any]]]:
-    """Return the files of some plots, and what a template needs to show them."""
-    files: Files = {}
-    shown: list[Mapping[str, Any]] = []
-    for plot in plots:
-        image, data = f"{folder}/{plot.name}.svg", f"{folder}/{plot.name}.csv"
-        files |= {image: plot.svg.encode(), data: to_csv(plot.data).encode()}
-        shown.append({"plot": plot, "image": image, "csv": data, "sample": plot.data.sample()})
-    return files, shown

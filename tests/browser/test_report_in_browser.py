@@ -21,7 +21,7 @@ QUIET = [
     "--disable-sync",
 ]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-PAGES = ("index.html", "gallery.html", "provenance.html", "runs/flow.html", "runs/ridge.html")
+PAGES = ("index.html", "gallery.html", "workflow.html", "runs/flow.html", "runs/ridge.html")
 
 
 @pytest.fixture(scope="module")
