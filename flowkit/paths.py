@@ -8,8 +8,8 @@
     <data_root>/features/<dataset>/pairs-<a>-<b>/      row pairs of two encoders
     <data_root>/heads/<encoder id>/                    final norm and projection of the target
     <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
-    <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/
-    <results>/<experiment>/                            summary/, site/, report/, logs/, summary.json,
+    <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/, page/
+    <results>/<experiment>/                            summary/, site/, report/, key-figures/, logs/, summary.json,
                                                        verdicts.json
 
 Below `data_root` all experiments share; an encoder id is its name and a digest of its settings. Each of these folders
@@ -107,6 +107,10 @@ class Places:
         """Folder of the metrics of a run or baseline."""
         return self.experiment_folder / "runs" / run / "evaluation"
 
+    def page(self, run: str) -> Path:
+        """Folder of the page of a run or baseline, with its figures and images."""
+        return self.experiment_folder / "runs" / run / "page"
+
     @property
     def summary(self) -> Path:
         """Folder of the joined metrics of all runs."""
@@ -125,3 +129,8 @@ class Places:
     def report(self) -> Path:
         """Folder of the static pages."""
         return self.experiment_folder / "report"
+
+    @property
+    def key_figures(self) -> Path:
+        """Folder of the figures and the table that Snakemake's own report shows."""
+        return self.experiment_folder / "key-figures"

@@ -78,6 +78,7 @@ except FlowkitError as error:
     raise WorkflowError(str(error))
 
 REPORT_FOLDER = str(PLAN.places.report)
+KEY_FIGURES_FOLDER = str(PLAN.places.key_figures)
 
 
 # A stage ends when Snakemake, the parent of its shell, is gone. The text must not depend on a loop's variable: shell

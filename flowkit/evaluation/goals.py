@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flowkit.evaluation.summary import SummaryRow, without_seed
+from flowkit.evaluation.summary import SummaryRow
 from flowkit.evaluation.verdicts import AnyOf, Condition, Figure, Goal, Part
+from flowkit.seeds import without_seed
 
 FLOW, REGRESSION, EARLIER = "flow", "regression", "earlier_recipe"
 REFERENCE = "heun-50"

@@ -6,7 +6,6 @@ Without a run named `ridge` on the same data it is None. Runs called NAME and NA
 training with several seeds: seed_spread is the standard deviation over them (N - 1), None for a single seed.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -14,10 +13,10 @@ from typing import TypedDict
 import numpy as np
 
 from flowkit.evaluation.score import MetricRow
+from flowkit.seeds import without_seed
 
 REFERENCE_RUN = "ridge"
 SKILL_METRICS = ("r2", "tok_ccos")
-SEED_SUFFIX = re.compile(r"_seed_\d+$")
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ def summary_rows(scores: Iterable[RunScore]) -> list[SummaryRow]:
             if row["metric"] in SKILL_METRICS:
                 rows.append(_line(one, skill_row(row, references.get((one.data, row["metric"])))))
     return _with_seed_spread(rows)
-
-
-def without_seed(run: str) -> str:
-    """Return what the runs of several seeds of one training have in common."""
-    return SEED_SUFFIX.sub("", run)
 
 
 def _with_seed_spread(rows: list[SummaryRow]) -> list[SummaryRow]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypedDict
 
-from flowkit.evaluation.summary import SummaryRow, without_seed
+from flowkit.evaluation.summary import SummaryRow
+from flowkit.seeds import without_seed
 
 Part = Literal["value", "low", "high"]
 Verdict = Literal["shown", "not shown", "not measured"]

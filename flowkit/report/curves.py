@@ -17,12 +17,27 @@ from flowkit.report.tables import Plain
 Points = Sequence[tuple[float, float]]
 Lines = Sequence[Mapping[str, float | None]]
 MAX_POINTS = 500
+SPARK_POINTS = 24
 
 
 def training_curves(run: str, lines: Lines) -> list[Plot]:
     """Return the curves that the lines of one run can fill."""
     plots = (loss_curve(run, lines), validation_curve(run, lines), gradient_curve(run, lines))
     return [plot for plot in plots if plot]
+
+
+def sparkline(lines: Lines) -> tuple[list[float], str]:
+    """Return a curve of training in few points, and what it shows; no points where a run was not trained.
+
+    R2 on held-out tars where it was measured at least twice, else the loss.
+    """
+    for key, words in (("validation_r2", "R² on held-out tars"), ("loss", "training loss")):
+        points = _column(lines, key)
+        if len(points) > 1:
+            stride = -(-len(points) // SPARK_POINTS)
+            values = [value for _, value in (*points[:-1:stride], points[-1])]
+            return [float(f"{value:.4g}") for value in values], words
+    return [], ""
 
 
 def loss_curve(run: str, lines: Lines) -> Plot | None:

@@ -1,10 +1,10 @@
 """What the report reads, as plain records: the rows of the summary, the verdicts, and the files of each run.
 
-Everything comes from one experiment folder that the stages wrote (`summary.json`, `verdicts.json`,
-`runs/<run>/train/<artifact>/metrics.jsonl`, `runs/<run>/evaluation/<artifact>/details-<sampler>.npz`,
-`run.json`). A number that is not finite arrives as None and stays None. Nothing is computed here, nothing
-is invented: a missing file is an empty field where the report can do without it, and a `ReportError` that
-names the remedy where it cannot.
+Rows, notes and differences have the form of `summary.json`; the files of a run lie in its folder
+(`train/<artifact>/metrics.jsonl`, `evaluation/<artifact>/details-<sampler>.npz`, `run.json` of each stage). A
+number that is not finite arrives as None and stays None. Nothing is computed here, nothing is invented: a
+missing file is an empty field where the report can do without it, and a `ReportError` that names the remedy
+where it cannot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,6 @@ class Picture:
 
 Pictures = Callable[[Sequence[int]], Sequence[Picture]]
 """Gives the pictures of evaluation images by their index, in the order asked for."""
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """Everything `build_site` needs: the experiment folder, what to call it, and where the images come from.
-
-    `questions` are what runs are there to find out, `defaults` the values of the sections that a run overrides.
-    `train_artifacts` and `evaluation_artifacts` name the folder to read for a run that has several.
-    """
-
-    experiment: Path
-    title: str
-    demo: bool
-    source_encoder: str
-    target_encoder: str
-    pictures: Pictures | None = None
-    gallery_images: int = 24
-    questions: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    train_artifacts: Mapping[str, str] = field(default_factory=dict)
-    evaluation_artifacts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,61 +127,67 @@ class Results:
     differences: Sequence[Difference] = ()
 
 
-def load_results(inputs: ReportInputs) -> Results:
-    """Read the experiment folder.
+def read_results(experiment: Path) -> Results:
+    """Return what `summary.json` and `verdicts.json` of an experiment folder say, without the files of its runs.
 
-    Raises `ReportError` naming the file when something needed is missing or damaged.
+    Raises `ReportError` naming the file when one of them is missing or damaged.
     """
-    folder = inputs.experiment
-    measurements = [_measurement(row, folder / "summary.json") for row in _rows(folder / "summary.json")]
-    if not measurements:
-        raise ReportError(
-            f"{folder / 'summary.json'} holds no rows, run the evaluation of at least one run first"
-        )
-    runs_folder = folder / "runs"
-    folders = (
-        {path.name: path for path in runs_folder.iterdir() if path.is_dir()} if runs_folder.is_dir() else {}
+    summary, verdicts = experiment / "summary.json", experiment / "verdicts.json"
+    content = read_json(summary)
+    _check_rows(content, summary)
+    judged = read_json(verdicts)
+    _check_rows(judged, verdicts)
+    return parse_results(experiment.name, content, judged["rows"], summary)
+
+
+def parse_results(
+    name: str, summary: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], origin: Path
+) -> Results:
+    """Return the results in a document of the form of `summary.json` and in rows of `verdicts.json`.
+
+    `origin` is the file that errors name.
+    """
+    return Results(
+        name,
+        [_measurement(row, origin) for row in summary["rows"]],
+        [_verdict(row, origin) for row in verdicts],
+        {},
+        _notes(summary, origin),
+        _differences(summary, origin),
     )
-    names = {row.run for row in measurements} | {*inputs.train_artifacts, *inputs.evaluation_artifacts}
-    runs = {
-        name: _run_files(folders[name], inputs) if name in folders else RunFiles(name, [], {}, [])
-        for name in sorted(names)
-    }
-    verdicts = [_verdict(row, folder / "verdicts.json") for row in _rows(folder / "verdicts.json")]
-    notes, found = _notes(folder / "summary.json"), _differences(folder / "summary.json")
-    return Results(folder.name, measurements, verdicts, runs, notes, found)
 
 
-def _notes(path: Path) -> list[Note]:
-    found = read_json(path).get("notes", [])
+def _notes(summary: Mapping[str, Any], origin: Path) -> list[Note]:
     try:
-        return [Note(one["run"], one["sampler"], one["metrics"], one["note"]) for one in found]
+        return [
+            Note(one["run"], one["sampler"], one["metrics"], one["note"]) for one in summary.get("notes", [])
+        ]
     except (KeyError, TypeError):
-        raise ReportError(f"{path}: 'notes' are not those of the summary, write it again") from None
+        raise ReportError(f"{origin}: 'notes' are not those of the summary, write it again") from None
 
 
-def _differences(path: Path) -> list[Difference]:
+def _differences(summary: Mapping[str, Any], origin: Path) -> list[Difference]:
     names = ("run", "sampler", "data", "against", "metric")
     found = []
-    for one in read_json(path).get("differences", []):
+    for one in summary.get("differences", []):
         try:
             run, sampler, data, against, metric = (str(one[name]) for name in names)
             value, low, high = (finite(one[name]) for name in ("value", "low", "high"))
         except (KeyError, TypeError):
-            raise ReportError(f"{path}: 'differences' are not those of the summary, write it again") from None
+            raise ReportError(
+                f"{origin}: 'differences' are not those of the summary, write it again"
+            ) from None
         if value is not None:
             found.append(Difference(run, sampler, data, against, metric, value, low, high))
     return found
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    content = read_json(path)
+def _check_rows(content: Mapping[str, Any], path: Path) -> None:
     if content.get("schema") != SCHEMA:
         raise ReportError(f"{path} has schema {content.get('schema')!r}, expected {SCHEMA}; write it again")
     rows = content.get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ReportError(f"{path} has no list 'rows' of objects, write it again with the evaluation stage")
-    return rows
 
 
 def _measurement(row: Mapping[str, Any], path: Path) -> Measurement:
@@ -233,22 +218,23 @@ def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
     return Verdict(str(row.get("goal")), verdict, value, demand)
 
 
-def _run_files(folder: Path, inputs: ReportInputs) -> RunFiles:
-    name = folder.name
-    train = artifact(folder / "train", "metrics.jsonl", inputs.train_artifacts.get(name))
-    evaluation = artifact(folder / "evaluation", "scores.json", inputs.evaluation_artifacts.get(name))
-    details = {}
-    for path in sorted(evaluation.glob("details-*.npz")) if evaluation else []:
-        details[path.stem.removeprefix("details-")] = read_details(path)
-    metrics = read_lines(train / "metrics.jsonl") if train else []
-    return RunFiles(name, metrics, details, _records(folder, (train, evaluation)))
+def read_run(folder: Path, *, train: str | None = None, evaluation: str | None = None) -> RunFiles:
+    """Return the files of a run from its folder; `train` and `evaluation` name the artifact where there are several."""
+    trained = _artifact(folder / "train", "metrics.jsonl", train)
+    evaluated = _artifact(folder / "evaluation", "scores.json", evaluation)
+    metrics = read_lines(trained / "metrics.jsonl") if trained else []
+    details = read_all_details(evaluated) if evaluated else {}
+    return RunFiles(folder.name, metrics, details, _records(folder, (trained, evaluated)))
 
 
-def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
-    """Return the folder below `folder` that holds `pattern`: the chosen one, or the only one.
+def read_all_details(evaluation: Path) -> dict[str, Details]:
+    """Return the arrays of every sampler in the artifact of an evaluation."""
+    paths = sorted(evaluation.glob("details-*.npz"))
+    return {path.stem.removeprefix("details-"): read_details(path) for path in paths}
 
-    None if there is none.
-    """
+
+def _artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
+    """Return the folder below `folder` that holds `pattern`: the chosen one, or the only one, None if there is none."""
     if chosen is not None:
         if not any((folder / chosen).glob(pattern)):
             raise ReportError(f"{folder / chosen} holds no {pattern}, run that stage again")
@@ -256,7 +242,7 @@ def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
     found = sorted({path.parent for path in folder.glob(f"*/{pattern}")})
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise ReportError(f"{folder} holds several results ({names}), name the one to show in ReportInputs")
+        raise ReportError(f"{folder} holds several results ({names}), name the one to show")
     return found[0] if found else None
 
 

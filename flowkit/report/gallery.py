@@ -120,9 +120,9 @@ def split(details: Details, count: int) -> tuple[list[int], list[int], list[int]
     return best, worst, rest[:each]
 
 
-def common_indices(galleries: Sequence[Details], count: int) -> list[int]:
+def common_indices(galleries: Sequence[Sequence[Group]], count: int) -> list[int]:
     """Return up to `count` images that are in the gallery of several runs, those in most galleries first."""
-    shared = Counter(int(index) for details in galleries for index in details.gallery_index)
+    shared = Counter(item.index for found in galleries for group in found for item in group.items)
     least = min(2, len(galleries))
     found = [index for index, times in shared.items() if times >= least]
     return sorted(found, key=lambda index: (-shared[index], index))[:count]

@@ -6,7 +6,6 @@ Works on the `run.json` records alone. A key that a record lacks is shown as unk
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,35 +42,6 @@ def settings(run: RunFiles) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def differences(
-    run: RunFiles, runs: Sequence[RunFiles], defaults: Mapping[str, Mapping[str, Any]]
-) -> Table | None:
-    """Return the settings of a run that are not the default or not what most other runs use; None without a record.
-
-    A setting that differs between all runs, such as a seed, is no news, unless it has a default.
-    """
-    mine, usual_values = settings(run), leaves(defaults)
-    others = [known for other in runs if other.name != run.name and (known := settings(other))]
-    if not mine or not (others or usual_values):
-        return None
-    lines = []
-    for key, value in mine.items():
-        usual, times = (
-            Counter(other.get(key, "not set") for other in others).most_common(1)[0] if others else (value, 0)
-        )
-        differs_everywhere = times == 1 and len(others) > 1
-        default = usual_values.get(key)
-        if default not in (None, value) or (usual != value and not differs_everywhere):
-            lines.append(Line([Cell(key), Cell(value), _known(default), _known(usual if others else None)]))
-    caption = "Settings of this run that are not the default, or not what most other runs use."
-    headers = [Header("setting"), Header("this run"), Header("default"), Header("most other runs")]
-    return Table(caption, headers, lines)
-
-
-def _known(value: str | None) -> Cell:
-    return Cell("–", missing=True) if value is None else Cell(value)
-
-
 def stages_table(runs: Sequence[RunFiles], pages: Mapping[str, str]) -> Table:
     """Return one line per stage of each run: when, where, how long, how much memory."""
     headers = [
@@ -96,7 +66,7 @@ def stages_table(runs: Sequence[RunFiles], pages: Mapping[str, str]) -> Table:
                         _number(known.get("seconds"), 1),
                         _number(known.get("peak_memory_mb"), 0),
                         _text(_host(known.get("host"))),
-                        Cell(_rates(known.get("rates"))),
+                        Cell(rates_text(known.get("rates"))),
                     ]
                 )
             )
@@ -128,6 +98,12 @@ def versions_table(runs: Sequence[RunFiles]) -> Table:
     return Table("Versions that the stages ran with.", [Header("package"), Header("version")], lines)
 
 
+def stage_seconds(run: RunFiles) -> dict[str, float]:
+    """Return the wall time of each stage of a run that left a record, in seconds."""
+    found = {_stage(record): finite(record.values.get("seconds")) for record in run.records}
+    return {stage: seconds for stage, seconds in found.items() if seconds is not None}
+
+
 def pretty(record: StageRecord) -> str:
     """Return a record as indented JSON."""
     return json.dumps(record.values, indent=1, sort_keys=True, ensure_ascii=False)
@@ -150,7 +126,8 @@ def _number(value: object, decimals: int) -> Cell:
     return Cell(UNKNOWN, missing=True) if number is None else Cell(plain(number, decimals), number=number)
 
 
-def _rates(values: object) -> str:
+def rates_text(values: object) -> str:
+    """Return the rates of a record as text."""
     if not isinstance(values, Mapping):
         return ""
     return ", ".join(

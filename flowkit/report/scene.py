@@ -1,4 +1,4 @@
-"""What all pages share: who stands where, where each run's page lies, and the images that are shown.
+"""What pages share: who stands where, where each run's page lies, and the best of each kind.
 
 A `Scene` is built once from the results; pages ask it and never read files.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from flowkit.report import neighbours
-from flowkit.report.data import ReportInputs, Results
+from flowkit.report.data import Results
 from flowkit.report.details import Details
-from flowkit.report.gallery import Album, error_limit
 from flowkit.report.standings import Entry, best, best_per_run, entries, overlap
 
 
@@ -22,7 +20,6 @@ from flowkit.report.standings import Entry, best, best_per_run, entries, overlap
 class Scene:
     """The results with everything that more than one page asks of them."""
 
-    inputs: ReportInputs
     results: Results
 
     @cached_property
@@ -36,11 +33,6 @@ class Scene:
         return [entry for entry in self.entries if entry.data == self.entries[0].data]
 
     @cached_property
-    def pages(self) -> Mapping[str, str]:
-        """The path of each run's page."""
-        return {name: f"runs/{slug(name)}.html" for name in self.results.runs}
-
-    @cached_property
     def best(self) -> Entry | None:
         """The best trained run."""
         return best(self.leading, "flow", "regression")
@@ -49,33 +41,6 @@ class Scene:
     def best_flow(self) -> Entry | None:
         """The best flow."""
         return best(self.leading, "flow")
-
-    @cached_property
-    def detailed(self) -> Mapping[Entry, Details]:
-        """Each run's best entry that has details, best first, without the true features."""
-        found = {
-            entry: self.details(entry) for entry in best_per_run(self.leading) if entry.kind != "ceiling"
-        }
-        return {entry: details for entry, details in found.items() if details}
-
-    @cached_property
-    def album(self) -> Album:
-        """The images of all galleries, encoded once; the best run sets the scale of the error maps."""
-        indices = {int(index) for details in self.detailed.values() for index in details.gallery_index}
-        for entry, details in self.detailed.items():
-            indices |= neighbours.indices(details) if entry.trained else set()
-        limit = error_limit(self.details(self.best) if self.best else None)
-        return Album(self.inputs.pictures, sorted(indices), limit)
-
-    def details(self, entry: Entry) -> Details | None:
-        """Return the arrays of an entry.
-
-        A closed form may have named its sampler differently, it has only one.
-        """
-        found = self.results.runs[entry.run].details
-        if entry.sampler in found:
-            return found[entry.sampler]
-        return next(iter(found.values())) if len(found) == 1 else None
 
     def champion_of(self, run: str) -> Entry | None:
         """Return the best entry of one run."""
@@ -90,6 +55,18 @@ class Scene:
             entry for entry in best_per_run(self.leading) if entry.trained and entry.run != champion.run
         ]
         return [entry for entry in rivals if overlap(champion, entry)]
+
+
+def details_of(entry: Entry, known: dict[str, Details]) -> Details | None:
+    """Return the arrays of an entry among those of its run; a closed form may name its only sampler differently."""
+    if entry.sampler in known:
+        return known[entry.sampler]
+    return next(iter(known.values())) if len(known) == 1 else None
+
+
+def page_of(run: str) -> str:
+    """Return the path of a run's page."""
+    return f"runs/{slug(run)}.html"
 
 
 def slug(name: str) -> str:

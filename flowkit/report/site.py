@@ -1,8 +1,4 @@
-"""Writes the report: a folder of static pages that opens from a file, without network and without JavaScript.
-
-`build_site` makes every file in memory, checks the budgets, writes the folder under a temporary name and
-only then puts it in place of the old one. The same inputs give the same bytes.
-"""
+"""The report as a folder of files: written, read back, checked against the budgets, copied to where people open it."""
 
 from __future__ import annotations
 
@@ -11,37 +7,45 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowkit.errors import ReportError
-from flowkit.report.data import ReportInputs, load_results
-from flowkit.report.pages import render_site
+from flowkit.report.rendering import Files
 
 PAGE_BYTES = 1_500_000
 IMAGE_BYTES = 20_000
 IMAGES_PER_PAGE = 200
 SITE_BYTES = 50_000_000
 MARK = "style.css"
+"""A folder without it is no report and is not replaced."""
 
 
-def build_site(inputs: ReportInputs, out: Path) -> list[Path]:
-    """Write the report of `inputs.experiment` to the folder `out` and return its files, sorted.
-
-    Raises `ReportError` when a result is missing or damaged, when a budget is exceeded (the largest files
-    are named), or when `out` exists and is no report. An earlier report at `out` stays as it is until the
-    new one is complete.
-    """
-    if out.exists() and not (out / MARK).is_file() and any(out.iterdir()):
-        raise ReportError(f"{out} exists and is no report, give another folder or remove it")
-    files = render_site(inputs, load_results(inputs))
-    check_budgets(files)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files by their path below a folder, in place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
-        path = partial / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
-    return sorted(out / name for name in files)
+
+
+def read_files(folder: Path, *, without: str) -> Files:
+    """Return every file below a folder by its path, but the one called `without`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: path.read_bytes() for name, path in found.items() if name != without}
+
+
+def copy_report(content: Path, to: Path) -> None:
+    """Put a copy of a report in place of the one at `to`, which stays as it is until the copy is complete.
+
+    Raises `ReportError` when something else is at `to`.
+    """
+    if to.exists() and not (to / MARK).is_file() and any(to.iterdir()):
+        raise ReportError(f"{to} exists and is no report, give another folder or remove it")
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(content, partial)
+    if to.exists():
+        shutil.rmtree(to)
+    partial.rename(to)
 
 
 def check_budgets(files: Mapping[str, bytes]) -> None:

@@ -28,7 +28,10 @@ FETCHING = {"flowkit.hub_access", "flowkit.encoders.weight_hub"} | {
     f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")
 }
 """Not tracked: what is fetched is checked by digest, so how it is fetched cannot change it."""
-REPORT_FILES = ("report/templates",)
+TEMPLATES = "report/templates"
+SHARED_TEMPLATES = {"base.html.j2", "parts.html.j2"}
+OF_RUNS = {"run.html.j2"}
+"""Templates of the page of a run; all others but the shared ones are of the report as a whole."""
 
 
 def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
         family = encoder_family(encoder["name"])
         for modules in (FAMILY_MODULES, NAME_MODULES):
             leave_out |= set(modules.values()) - {modules.get(family)}
-    files = _report_files() if stage == "report" else ()
+    files = _templates(stage) if stage in ("page", "report") else ()
     if stage == "weights" and not values.get("encoders", {}).get("retrain_demo_towers"):
         leave_out |= TOWER_TRAINING
         if encoder_family(encoder["name"]).startswith("demo-"):
@@ -57,11 +60,11 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     return code_fingerprint(f"flowkit.stages.{stage}", frozenset(leave_out), files)
 
 
-def _report_files() -> tuple[str, ...]:
+def _templates(stage: str) -> tuple[str, ...]:
+    """Return the templates that a stage fills, and what it copies beside them."""
     root = Path(__file__).parents[1]
-    return tuple(
-        path.relative_to(root).as_posix()
-        for folder in REPORT_FILES
-        for path in sorted((root / folder).iterdir())
-        if path.is_file()
-    )
+    found = sorted(path for path in (root / TEMPLATES).iterdir() if path.is_file())
+    mine = [
+        path for path in found if path.name in SHARED_TEMPLATES or (path.name in OF_RUNS) == (stage == "page")
+    ]
+    return tuple(path.relative_to(root).as_posix() for path in mine)

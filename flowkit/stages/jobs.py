@@ -26,7 +26,8 @@ STAGES = {
     "ceilings": "Encode the evaluation set once more: unrounded, from JPEGs, from crops.",
     "evaluate": "Measure the samples of a run or baseline.",
     "summary": "Join the metrics of all runs and judge the goals.",
-    "report": "Write the static pages.",
+    "page": "Write the page of a run with its figures and images.",
+    "report": "Put the pages of all runs together; says what is missing where not all is done.",
 }
 """Every stage, and what it does."""
 

@@ -1,93 +1,110 @@
-"""Stage `report`: the static pages, kept as a result and copied to `results/<experiment>/report/`.
+"""Stage `report`: the pages of all runs put together, with the start page and what shows several runs at once.
 
-The copy is what people open and what Snakemake's own report takes in; it is a declared output and may be emptied any
-time, so nothing works inside it.
+The result is copied to `results/<experiment>/report/`, which is what people open; the key figures and the table of all
+results are copied beside it for Snakemake's own report. Copies are declared outputs and may be emptied any time, so
+nothing works inside them. It can be run before every run is done: the start page says what is missing.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from flowkit.features.store import TokenStore
+from flowkit.paths import MANIFEST
 from flowkit.progress import logger
-from flowkit.report.data import Picture, ReportInputs
-from flowkit.report.site import build_site
-from flowkit.shards.reader import Sample, decode_image, read_samples
-from flowkit.stages.inputs import tar_of
-from flowkit.stages.paired import open_pairs, stores_of
+from flowkit.provenance import digest_of
+from flowkit.report.data import Results, parse_results, read_results
+from flowkit.report.made_page import ABOUT, MadePage, read_made_page
+from flowkit.report.pages import Site, render_site
+from flowkit.report.rendering import Files
+from flowkit.report.site import check_budgets, copy_report, read_files, write_files
+from flowkit.report.states import RunState, Step
+from flowkit.stages.page import facts_of
+from flowkit.stages.scores import join, rates
 from flowkit.stages.session import Spec, committed, open_session
+
+OF_ALL_RUNS = "all-runs"
 
 
 def run(spec: Spec) -> None:
-    """Commit the pages of the experiment and put the copy in place."""
-    places, dataset = spec.places, spec.target["dataset"]
-    runs, trained = spec.target["runs"].split(","), spec.target["trained"].split(",")
-    pairs_folder = places.pairs(dataset, spec.target["source"], spec.target["target"])
-    inputs = [places.summary, *map(places.evaluation, runs), *map(places.train, trained), pairs_folder]
-    with open_session(spec, places.site, inputs) as session:
+    """Commit the pages of the experiment and put the copies in place."""
+    places, runs = spec.places, spec.target["runs"].split(",")
+    states = [_state(spec, name) for name in runs]
+    wanted = [places.summary, *map(places.page, runs)]
+    inputs = [folder for folder in wanted if (folder / MANIFEST).is_file()]
+    with open_session(spec, places.site, inputs, [digest_of([state.words for state in states])]) as session:
         if not session.is_done:
-            pages = session.work / "pages"
-            files = build_site(_inputs(spec, runs, trained), pages)
-            session.commit({"files": len(files)}, folder=pages)
+            files = _files(spec, runs, states)
+            check_budgets(files)
+            write_files(files, session.work / "pages")
+            session.commit({"files": len(files)}, folder=session.work / "pages")
         content, _ = committed(places.site)
-        if places.report.exists():
-            shutil.rmtree(places.report)
-        shutil.copytree(content, places.report)
-        logger.info("report=%s", places.report / "index.html")
+    copy_report(content, places.report)
+    _copy_key_figures(content, places.key_figures)
+    logger.info("report=%s", places.report / "index.html")
 
 
-def _inputs(spec: Spec, runs: Sequence[str], trained: Sequence[str]) -> ReportInputs:
-    places, dataset, settings = spec.places, spec.target["dataset"], spec.values["report"]
-    names = [_encoder_name(spec, dataset, spec.target[role]) for role in ("source", "target")]
-    return ReportInputs(
-        experiment=places.experiment_folder,
-        title=settings["title"],
-        # decided from what the stores say of their encoders, not from a setting
-        demo=any(name.startswith("demo-") for name in names),
-        source_encoder=names[0],
-        target_encoder=names[1],
-        pictures=Pictures(spec),
-        gallery_images=settings["gallery_images"],
-        questions=spec.values["questions"],
-        defaults=spec.values["defaults"],
-        train_artifacts={run: committed(places.train(run))[0].name for run in trained},
-        evaluation_artifacts={run: committed(places.evaluation(run))[0].name for run in runs},
+def _files(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Files:
+    """Return every file of the report; those of runs are taken from their pages."""
+    files: Files = {}
+    made: dict[str, MadePage] = {}
+    for name in runs:
+        if (spec.places.page(name) / MANIFEST).is_file():
+            content, _ = committed(spec.places.page(name))
+            made[name] = read_made_page(content)
+            files |= read_files(content, without=ABOUT)
+    site = Site(facts_of(spec), _results(spec, runs, states), made, states)
+    return files | render_site(site)
+
+
+def _results(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Results:
+    """Return the summary of all runs, or where it is not there yet, of those that were evaluated, without verdicts."""
+    places = spec.places
+    if (places.summary / MANIFEST).is_file() and not any(state.lacks_evaluation for state in states):
+        return read_results(places.experiment_folder)
+    evaluated = [state.run for state in states if not state.lacks_evaluation]
+    joined = join(spec, evaluated)
+    rows: list[Any] = [*joined.rows]
+    rows += [row for run in evaluated for row in rates(spec, run, spec.target["dataset"])]
+    document: Mapping[str, Any] = {
+        "rows": rows,
+        "notes": joined.notes,
+        "differences": joined.differences,
+    }
+    return parse_results(places.experiment, document, [], places.experiment_folder)
+
+
+def _state(spec: Spec, name: str) -> RunState:
+    """Return how far a run has come, by the manifests that are there."""
+    places, made_by = spec.places, spec.values["made_by"].get(name, "sample")
+    chain: list[tuple[Step, Path]] = [("train", places.train(name))] if made_by == "sample" else []
+    chain += [(made_by, places.samples(name, spec.target["dataset"])), ("evaluate", places.evaluation(name))]
+    chain += [("page", places.page(name))]
+    for step, folder in chain:
+        if not (folder / MANIFEST).is_file():
+            return RunState(name, step, _progress(folder) if step == "train" else "")
+    return RunState(name, "")
+
+
+def _progress(train: Path) -> str:
+    """Return how many steps a training has taken that was begun and not finished."""
+    newest = max(
+        train.glob("state/work-*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None
     )
+    if newest is None:
+        return ""
+    with newest.open("rb") as file:
+        return f"{sum(1 for _ in file):,} steps taken"
 
 
-def _encoder_name(spec: Spec, dataset: str, encoder_id: str) -> str:
-    return str(TokenStore(stores_of(spec, dataset, encoder_id)[0]).attributes["encoder"])
-
-
-class Pictures:
-    """The evaluation images by their number, read from the source tars."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        pairs = open_pairs(spec, spec.target["dataset"], data={"layout": "patches", "source_tokens": "all"})
-        _, manifest = committed(
-            spec.places.pairs(spec.target["dataset"], spec.target["source"], spec.target["target"])
-        )
-        self.tars: list[str] = manifest["counts"]["tars"]
-        self.tar_of_image = pairs.pairs["tar"].to_numpy()
-        self.keys = pairs.samples()["key"].tolist()
-
-    def __call__(self, indices: Sequence[int]) -> list[Picture]:
-        """Return the pictures of these images, in this order; each tar is read once."""
-        wanted: dict[str, set[str]] = {}
-        for index in indices:
-            wanted.setdefault(self.tars[self.tar_of_image[index]], set()).add(self.keys[index])
-        found: dict[tuple[str, str], Sample] = {}
-        for tar, keys in wanted.items():
-            path, _ = tar_of(self.spec, self.spec.target["dataset"], tar)
-            found |= {(tar, sample.key): sample for sample in _samples(path, keys)}
-        chosen = (found[self.tars[self.tar_of_image[index]], self.keys[index]] for index in indices)
-        return [
-            Picture(decode_image(sample), sample.captions[0] if sample.captions else "") for sample in chosen
-        ]
-
-
-def _samples(tar: Path, keys: set[str]) -> list[Sample]:
-    return [sample for sample in read_samples(tar) if isinstance(sample, Sample) and sample.key in keys]
+def _copy_key_figures(content: Path, to: Path) -> None:
+    """Copy what Snakemake's own report shows as items of their own: figures by run, and the table of all results."""
+    shutil.rmtree(to, ignore_errors=True)
+    for path in sorted((content / "figures").rglob("*.svg")):
+        run, *rest = path.relative_to(content / "figures").parts
+        copy = to / "figures" / (run if rest else OF_ALL_RUNS) / "-".join(rest or (run,))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    shutil.copy(content / "data/summary.csv", to / "summary.csv")

@@ -16,9 +16,12 @@ from flowkit.datasets import CocoDataset, DemoDataset
 from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
+from flowkit.seeds import without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
 from flowkit.stages.jobs import Job, rule_word
 
+BESIDE = ("constant", "ridge", "ridge_ot", "ridge_ot_flat", "regression", "true")
+"""Runs that stand on the page of every other: as columns, in sentences, as differences image by image."""
 DEFAULTS = {"model": Model, "objective": Objective, "train": Train, "sampling": Sampling}
 """Sections that a run overrides."""
 
@@ -94,6 +97,7 @@ class Plan(DataPlan):
         if self.config.baselines:
             yield self._evaluate("baselines", self.config.baselines)
         yield self._summary()
+        yield from self._pages()
         yield self._report()
 
     @property
@@ -212,27 +216,59 @@ class Plan(DataPlan):
         spec = self._spec("summary", target, values)
         return Job("summary", spec, inputs, (self.places.summary,), is_local=True)
 
-    def _report(self) -> Job:
+    def _page(self, name: str, runs: Sequence[str], beside: Sequence[str], seeds: Sequence[str]) -> Job:
+        """Return the job of the pages of some runs that stand beside the same others."""
         dataset = self.config.data.evaluation
+        trained = [run for run in runs if run in self.config.runs]
         values = {
             "report": self.config.report.model_dump(),
-            "runs": self.all_runs,
-            "questions": {run: asked for run in self.config.runs if (asked := self.config.question(run))},
-            "defaults": {name: section().model_dump(mode="json") for name, section in DEFAULTS.items()},
+            "questions": {run: asked for run in trained if (asked := self.config.question(run))},
+            "defaults": {key: section().model_dump(mode="json") for key, section in DEFAULTS.items()},
             "datasets": {dataset: {"kind": self.config.datasets[dataset].kind}},
         }
         target = {
-            "runs": ",".join(self.all_runs),
-            "trained": ",".join(self.config.runs),
+            "runs": ",".join(runs),
+            "kind": "trained" if trained else "closed form",
+            "beside": ",".join(beside),
+            "seeds": ",".join(seeds),
             **self._pair_target(dataset),
         }
+        read = dict.fromkeys((*runs, *beside, *seeds))
         inputs = (
-            self.places.summary,
-            *(self.places.evaluation(run) for run in self.all_runs),
-            *(self.places.train(run) for run in self.config.runs),
+            *(self.places.evaluation(run) for run in read),
+            *(self.places.train(run) for run in trained),
             *self._tar_results(dataset, self.tars(dataset)),
             self._pairs_folder(dataset),
         )
+        folders = tuple(self.places.page(run) for run in runs)
+        spec = self._spec("page", target, values)
+        return Job(f"page_{rule_word(name)}", spec, inputs, folders, is_local=True)
+
+    def _pages(self) -> Iterator[Job]:
+        beside = [run for run in BESIDE if run in self.all_runs]
+        for run in self.config.runs:
+            seeds = [
+                other
+                for other in self.config.runs
+                if other != run and without_seed(other) == without_seed(run)
+            ]
+            yield self._page(run, (run,), [other for other in beside if other != run], seeds)
+        if self.config.baselines:
+            closed = [run for run in beside if run in self.config.baselines]
+            yield self._page("baselines", self.config.baselines, closed, ())
+
+    def _report(self) -> Job:
+        dataset = self.config.data.evaluation
+        values = {
+            "report": {"title": self.config.report.title},
+            "runs": self.all_runs,
+            "made_by": {
+                name: "ceilings" if name in CEILINGS else "baselines" for name in self.config.baselines
+            },
+            "defaults": {name: section().model_dump(mode="json") for name, section in DEFAULTS.items()},
+        }
+        target = {"runs": ",".join(self.all_runs), **self._pair_target(dataset)}
+        inputs = (self.places.summary, *(self.places.page(run) for run in self.all_runs))
         return Job("report", self._spec("report", target, values), inputs, (self.places.site,), is_local=True)
 
 
