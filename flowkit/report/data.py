@@ -220,8 +220,8 @@ def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
 
 def read_run(folder: Path, *, train: str | None = None, evaluation: str | None = None) -> RunFiles:
     """Return the files of a run from its folder; `train` and `evaluation` name the artifact where there are several."""
-    trained = _artifact(folder / "train", "metrics.jsonl", train)
-    evaluated = _artifact(folder / "evaluation", "scores.json", evaluation)
+    trained = artifact(folder / "train", "metrics.jsonl", train)
+    evaluated = artifact(folder / "evaluation", "scores.json", evaluation)
     metrics = read_lines(trained / "metrics.jsonl") if trained else []
     details = read_all_details(evaluated) if evaluated else {}
     return RunFiles(folder.name, metrics, details, _records(folder, (trained, evaluated)))
@@ -233,7 +233,7 @@ def read_all_details(evaluation: Path) -> dict[str, Details]:
     return {path.stem.removeprefix("details-"): read_details(path) for path in paths}
 
 
-def _artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
+def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
     """Return the folder below `folder` that holds `pattern`: the chosen one, or the only one, None if there is none."""
     if chosen is not None:
         if not any((folder / chosen).glob(pattern)):

@@ -1,8 +1,8 @@
 """Real images in the report: which ones, as small files, each with the map of where its prediction is wrong.
 
 Best, worst and random images are taken from the gallery that the evaluation chose; the rank printed with
-each counts among all evaluated images. One colour scale serves all maps of a report, so they can be
-compared between runs.
+each counts among all evaluated images. One colour scale serves all maps of a report, whose limit is set by
+ridge, so they can be compared between runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flowkit.report.measures import plain
 THUMBNAIL_SIDE = 160
 THUMBNAIL_BYTES = 20_000
 PALETTE = "magma"
+SCALE_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def common_indices(galleries: Sequence[Sequence[Group]], count: int) -> list[int
 
 
 def error_limit(details: Details | None) -> float:
-    """Return the error of the brightest colour: 98 of 100 tokens of this run's gallery lie below it."""
+    """Return the error of the brightest colour: 98 of 100 tokens of these galleries lie below it; 1 without any."""
     finite = details.error_map[np.isfinite(details.error_map)] if details else np.array([])
     return max(float(np.quantile(finite, 0.98)), 1e-9) if finite.size else 1.0
 
@@ -161,8 +162,11 @@ def map_alt(index: int, layout: TokenLayout, values: Array) -> str:
 
 
 def draw_map(patches: Array, limit: float) -> bytes:
-    """Return patch errors as a PNG with one pixel per patch; what was not measured is transparent."""
-    colours = colormaps[PALETTE](np.clip(np.nan_to_num(patches) / limit, 0, 1), bytes=True)
+    """Return patch errors as a PNG with one pixel per patch; what was not measured is transparent.
+
+    The scale is that of the square root, so that errors far below the limit are still told apart.
+    """
+    colours = colormaps[PALETTE](np.sqrt(np.clip(np.nan_to_num(patches) / limit, 0, 1)), bytes=True)
     colours[~np.isfinite(patches), 3] = 0
     buffer = io.BytesIO()
     Image.fromarray(colours, "RGBA").save(buffer, "PNG", optimize=True)
@@ -185,9 +189,12 @@ def encode_thumbnail(image: Image.Image, index: int) -> tuple[bytes, str, tuple[
     )
 
 
-def palette_steps() -> list[str]:
-    """Return the colours of the error scale from zero to the limit, for the legend."""
-    return [to_hex(colormaps[PALETTE](step / 8)) for step in range(9)]
+def colour_scale(limit: float) -> list[tuple[str, str]]:
+    """Return (colour, error) of the error scale from zero to the limit, for the legend."""
+    return [
+        (to_hex(colormaps[PALETTE](step / SCALE_STEPS)), plain(limit * (step / SCALE_STEPS) ** 2, 3))
+        for step in range(SCALE_STEPS + 1)
+    ]
 
 
 def _rank(value: float) -> str:

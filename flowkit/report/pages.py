@@ -13,9 +13,9 @@ from typing import Any
 
 from flowkit.report.data import Results
 from flowkit.report.figures import fidelity_against_distribution
-from flowkit.report.gallery import Item, common_indices, palette_steps
+from flowkit.report.gallery import Item, colour_scale, common_indices
 from flowkit.report.made_page import MadePage
-from flowkit.report.measures import KEY_METRICS, in_order, plain
+from flowkit.report.measures import KEY_METRICS, in_order
 from flowkit.report.rendering import TEMPLATES, Facts, Files, Renderer, figure_files
 from flowkit.report.scene import Scene
 from flowkit.report.standings import Entry, best, best_per_run, comparisons
@@ -48,7 +48,7 @@ def render_site(site: Site) -> Files:
     render = Renderer(
         site.facts,
         pages={run: made.page for run, made in site.made.items()},
-        legend={"colours": palette_steps(), "limit": plain(site.error_limit, 2)},
+        legend=colour_scale(site.error_limit),
     )
     files = _index_page(site, scene, render)
     files |= _gallery_page(site, scene, render)

@@ -15,7 +15,7 @@ from flowkit.report.curves import sparkline, training_curves
 from flowkit.report.data import Pictures, Results, RunFiles
 from flowkit.report.details import Details
 from flowkit.report.figures import cosine_histogram, position_maps
-from flowkit.report.gallery import Album, Group, groups, palette_steps
+from flowkit.report.gallery import Album, Group, colour_scale, groups
 from flowkit.report.made_page import ABOUT, MadePage
 from flowkit.report.measures import measure, plain
 from flowkit.report.neighbours import indices as strip_images
@@ -69,16 +69,16 @@ def render_run(asked: RunPage) -> Files:
     album = Album(asked.pictures, sorted(_images(details, is_trained=is_trained)), asked.error_limit)
     found = groups(album, slug(run.name), details, asked.gallery_images) if details else []
     folder = f"figures/{slug(run.name)}"
-    files, curves = figure_files(folder, _curves(run))
-    study = evaluations_study(run.name, scene.leading)
-    made, studies = figure_files(folder, [study] if study else [])
+    files, curves = figure_files(folder, training_curves(run.name, run.metrics))
+    drawn = error_over_time(run.name, run.metrics), evaluations_study(run.name, scene.leading)
+    made, studies = figure_files(folder, [plot for plot in drawn if plot])
     files |= made
     samplers = []
     for sampler, arrays in sorted(run.details.items(), key=lambda item: item[1] is not details):
         made, shown = _evaluated(run.name, sampler, arrays)
         files |= made
         samplers.append(shown)
-    render = Renderer(asked.facts, legend=_legend(album))
+    render = Renderer(asked.facts, legend=colour_scale(album.limit))
     files[page_of(run.name)] = render(
         "run.html.j2",
         "../",
@@ -136,15 +136,6 @@ def _images(details: Details | None, *, is_trained: bool) -> set[int]:
     if details is None:
         return set()
     return {int(index) for index in details.gallery_index} | (strip_images(details) if is_trained else set())
-
-
-def _legend(album: Album) -> Mapping[str, Any]:
-    return {"colours": palette_steps(), "limit": plain(album.limit, 2)}
-
-
-def _curves(run: RunFiles) -> list[Any]:
-    plots = [*training_curves(run.name, run.metrics), error_over_time(run.name, run.metrics)]
-    return [plot for plot in plots if plot]
 
 
 def _evaluated(run: str, sampler: str, details: Details) -> tuple[Files, Mapping[str, Any]]:

@@ -150,13 +150,14 @@ def evaluations_study(run: str, candidates: Sequence[Entry]) -> Plot | None:
         families.setdefault(_family(entry.sampler), []).append(entry)
     others = {name: _best_of(candidates, name) for name in REFERENCES if name != run}
     references = {name: entry for name, entry in others.items() if entry}
-    with Canvas(420, 120 + 150 * len(shown), rows=len(shown)) as canvas:
+    with Canvas(120 + 270 * len(shown), 300, columns=len(shown)) as canvas:
         for axes, metric in zip(canvas.axes, shown, strict=True):
             _study(axes, metric, families, references)
-        canvas.axes[-1].set_xlabel("network evaluations per image")
-        canvas.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.12), ncols=3, borderaxespad=0)
-        lines_of_legend = -(-(len(families) + len(references)) // 3)
-        canvas.margins(62, 14, 34 + 18 * lines_of_legend, 44, gap=0.34)
+            axes.set_xlabel("network evaluations per image")
+        per_line = 2 * len(shown)
+        canvas.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.12), ncols=per_line, borderaxespad=0)
+        lines_of_legend = -(-(len(families) + len(references)) // per_line)
+        canvas.margins(56, 14, 34 + 18 * lines_of_legend, 44, gap=0.26)
         svg = canvas.svg()
     best = max(mine, key=lambda entry: entry.headline)
     dearest = max(mine, key=lambda entry: entry.value("nfe") or 0)

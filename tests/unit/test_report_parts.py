@@ -27,14 +27,17 @@ from flowkit.report.drawing import Canvas
 from flowkit.report.figures import position_maps
 from flowkit.report.gallery import (
     THUMBNAIL_BYTES,
+    Album,
     common_indices,
     draw_map,
     encode_thumbnail,
+    groups,
     map_alt,
     split,
 )
 from flowkit.report.measures import measure, plain, short
-from flowkit.report.records import differences, stages_table, versions_table
+from flowkit.report.records import stages_table, versions_table
+from flowkit.report.run_tables import changed_settings
 from flowkit.report.scene import slug
 from flowkit.report.standings import best, comparisons, entries, kind_of
 from flowkit.report.tables import Plain, results_table, thresholds_table, to_csv
@@ -156,8 +159,9 @@ def test_gallery_split_is_best_worst_and_the_rest_without_repeats() -> None:
 
 
 def test_common_images_are_those_of_several_galleries() -> None:
-    one, two = details(), replace(details(), gallery_index=np.array([3, 5, 40]))
-    assert common_indices([one, two], 9) == [3, 5]
+    galleries = [replace(details(), gallery_index=np.array(rows)) for rows in (range(12), [3, 5, 11])]
+    one, two = (groups(Album(None, [], 1.0), "run", found, 12) for found in galleries)
+    assert common_indices([one, two], 9) == [3, 5, 11]
     assert common_indices([one], 3) == [0, 1, 2]
     assert common_indices([], 3) == []
 
@@ -276,26 +280,17 @@ def record(run: str, folder: str, /, **values: object) -> RunFiles:
     return RunFiles(run, [], {}, [StageRecord(folder, values)])
 
 
-def test_differences_name_what_most_others_do_not_use() -> None:
-    specs = {"a": ("muon", 1), "b": ("muon", 2), "c": ("adamw", 3)}
-    runs = [
-        record(run, "train", spec={"values": {"train": {"optimizer": optimizer, "seed": seed}}})
-        for run, (optimizer, seed) in specs.items()
-    ]
-    table = differences(runs[2], runs, {})
+def test_settings_are_held_against_the_defaults() -> None:
+    run = record("a", "train", spec={"values": {"train": {"optimizer": "adamw", "seed": 0}}})
+    table = changed_settings(run, {"train": {"optimizer": "muon", "seed": 0}})
     assert table is not None
     assert [[cell.text for cell in line.cells] for line in table.lines] == [
-        ["train.optimizer", "adamw", "–", "muon"]
+        ["train.optimizer", "adamw", "muon"]
     ]
-    assert differences(runs[0], runs[:1], {}) is None
-    defaults = {"train": {"optimizer": "muon", "seed": 0}}
-    for number, expected in ((0, [["train.seed", "1", "0", "2"]]), (1, [["train.seed", "2", "0", "1"]])):
-        table = differences(runs[number], runs[:2], defaults)
-        assert table is not None
-        assert [[cell.text for cell in line.cells] for line in table.lines] == expected
-    alone = differences(runs[0], runs[:1], defaults)
-    assert alone is not None
-    assert [[cell.text for cell in line.cells] for line in alone.lines] == [["train.seed", "1", "0", "–"]]
+    alike = changed_settings(run, {"train": {"optimizer": "adamw"}})
+    assert alike is not None
+    assert alike.lines == []
+    assert changed_settings(record("a", "train"), {"train": {"optimizer": "muon"}}) is None
 
 
 def test_stage_records_show_host_and_mixed_versions() -> None:

@@ -1,11 +1,10 @@
 """The report as a whole, built from a tiny fabricated experiment: what a reader and a browser would notice.
 
-`experiment` writes the files that the stages write; hostile names and captions stand in on purpose.
+The experiment has the files that the stages write; hostile names and captions stand in on purpose.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,22 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from site_material import HOSTILE, Experiment, build, pictures, write_details, write_experiment, write_summary
 
 from flowkit.errors import ReportError
 from flowkit.evaluation.collected import collect, collect_true
 from flowkit.evaluation.details import per_image
-from flowkit.report.data import Picture, ReportInputs, load_results
+from flowkit.report.data import Picture, read_results, read_run
 from flowkit.report.details import read_details
-from flowkit.report.pages import render_site
-from flowkit.report.site import IMAGE_BYTES, PAGE_BYTES, build_site, check_budgets
+from flowkit.report.rendering import Facts
+from flowkit.report.run_page import RunPage, render_run
+from flowkit.report.site import IMAGE_BYTES, PAGE_BYTES, check_budgets
 from flowkit.report.standings import kind_of
 from flowkit.report.tables import thresholds_table
 
-HOSTILE = '<script>alert("x")</script> & "quotes" \' $\\frac{1}{0}$'
-IMAGES, TOKENS = 40, 17
-RUNS = {("flow", "euler-1"): 0.90, ("flow", "heun-50"): 0.88, ("regression", "direct-1"): 0.94}
-CLOSED = {"constant": 0.0, "ridge": 0.8, "true": 1.0}
+PLAIN = Facts("bare", "bare", "a", "b", is_demo=False)
 
 
 class Page(HTMLParser):
@@ -49,99 +46,8 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag in names]
 
 
-def write_details(folder: Path, sampler: str, r2: float) -> None:
-    """Write one details file whose errors have mean 1 - r2."""
-    generator = np.random.default_rng(int(r2 * 1000))
-    error = (1 - r2) * generator.gamma(4, 0.25, IMAGES)
-    gallery = np.arange(0, 18)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text("{}")
-    np.savez(
-        folder / f"details-{sampler}.npz",
-        cos_image=1 - error / 2,
-        cos_token_mean=1 - error / 3,
-        cos_constant=generator.normal(0.5, 0.05, IMAGES),
-        cos_shuffled=generator.normal(0.3, 0.05, IMAGES),
-        cos_position=np.full(TOKENS, (1 + r2) / 2),
-        r2_position=np.full(TOKENS, r2),
-        norm_ratio_position=np.full(TOKENS, 0.98),
-        error_image=error,
-        error_map=error[gallery][:, None] * generator.gamma(4, 0.25, (gallery.size, TOKENS)),
-        gallery_index=gallery,
-        component_share=np.array([0.6, 0.3, 0.1]),
-        component_ratio=np.array([1.0, 0.9, np.nan]),
-        component_r2=np.array([1.0, r2, np.nan]),
-        neighbours_true=np.tile(np.arange(20, 25), (gallery.size, 1)),
-        neighbours_predicted=np.tile(np.arange(21, 26), (gallery.size, 1)),
-        query_index=np.array([30, 31]),
-        query_true=np.tile(np.arange(30, 35), (2, 1)),
-        query_predicted=np.tile(np.arange(31, 36), (2, 1)),
-        self_rank=np.ones(IMAGES, np.int64),
-        t2i_rank=np.zeros(IMAGES, np.int64),
-    )
-
-
-def write_summary(folder: Path, values: dict[tuple[str, str], float]) -> None:
-    """Write a summary with R2, Fréchet distance and one metric that was not measured."""
-    rows = []
-    for (run, sampler), r2 in values.items():
-        where = {"run": run, "sampler": sampler, "data": "evaluation", "seed_spread": None}
-        rows.append({**where, "metric": "r2", "value": r2, "low": r2 - 0.01, "high": r2 + 0.01})
-        rows.append({**where, "metric": "fd_img", "value": 1.01 - r2, "low": None, "high": None})
-        rows.append({**where, "metric": "mmd", "value": None, "low": None, "high": None})
-    notes = [
-        {
-            "run": run,
-            "sampler": sampler,
-            "data": "evaluation",
-            "metrics": ["mmd"],
-            "note": f"too few {HOSTILE}",
-        }
-        for run, sampler in values
-    ]
-    content = {"schema": 1, "experiment": folder.name, "rows": rows, "notes": notes}
-    (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def write_experiment(tmp_path: Path) -> ReportInputs:
-    """Write a small experiment with two trained runs, three closed forms and a hostile run name."""
-    folder = tmp_path / "small"
-    for (run, sampler), r2 in RUNS.items():
-        write_details(folder / "runs" / run / "evaluation" / "abc", sampler, r2)
-        train = folder / "runs" / run / "train"
-        (train / "abc").mkdir(parents=True, exist_ok=True)
-        lines = [
-            {"step": step, "loss": 1 / step, "grad_norm": 1.0, "learning_rate": 1e-3} for step in (1, 2, 3)
-        ]
-        lines[2] |= {"validation_r2": r2, "validation_tok_cos": 0.9}
-        (train / "abc" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-        record = {
-            "stage": "train",
-            "spec": {"train": {"note": HOSTILE, "seed": 0}},
-            "versions": {"torch": "2.15"},
-        }
-        (train / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    values = RUNS | {(run, "-"): r2 for run, r2 in CLOSED.items()} | {(HOSTILE, "euler-1"): 0.5}
-    write_summary(folder, values)
-    verdicts = [
-        {"goal": "flow reaches R2", "verdict": "shown", "value": 0.9, "demand": 0.85},
-        {"goal": HOSTILE, "verdict": "not shown", "value": None, "demand": 0.5},
-    ]
-    (folder / "verdicts.json").write_text(json.dumps({"schema": 1, "rows": verdicts}), encoding="utf-8")
-    return ReportInputs(
-        folder, HOSTILE, True, "demo-eva", "demo-vit", pictures, gallery_images=9, questions={"flow": HOSTILE}
-    )
-
-
-def pictures(indices: Sequence[int]) -> list[Picture]:
-    return [
-        Picture(Image.new("RGB", (32, 32), (index * 5 % 256, 90, 160)), f"{HOSTILE} {index}")
-        for index in indices
-    ]
-
-
 @pytest.fixture
-def inputs(tmp_path: Path) -> ReportInputs:
+def inputs(tmp_path: Path) -> Experiment:
     return write_experiment(tmp_path)
 
 
@@ -149,7 +55,7 @@ def inputs(tmp_path: Path) -> ReportInputs:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished report that no test changes."""
     folder = tmp_path_factory.mktemp("site")
-    build_site(write_experiment(folder), folder / "report")
+    build(write_experiment(folder), folder / "report")
     return folder / "report"
 
 
@@ -157,9 +63,9 @@ def page_paths(site: Path) -> list[Path]:
     return sorted(site.rglob("*.html"))
 
 
-def test_same_inputs_give_the_same_bytes(inputs: ReportInputs, tmp_path: Path) -> None:
-    first = build_site(inputs, tmp_path / "one")
-    second = build_site(inputs, tmp_path / "two")
+def test_same_inputs_give_the_same_bytes(inputs: Experiment, tmp_path: Path) -> None:
+    first = build(inputs, tmp_path / "one")
+    second = build(inputs, tmp_path / "two")
     assert [path.relative_to(tmp_path / "one") for path in first] == [
         path.relative_to(tmp_path / "two") for path in second
     ]
@@ -223,9 +129,9 @@ def test_first_page_says_which_run_is_best_and_what_holds(site: Path) -> None:
     assert text.index("true ceiling") < text.index("regression regression direct-1")
 
 
-def test_banner_is_on_demo_pages_only(inputs: ReportInputs, tmp_path: Path, site: Path) -> None:
-    build_site(inputs, tmp_path / "demo")
-    build_site(replace(inputs, demo=False), tmp_path / "real")
+def test_banner_is_on_demo_pages_only(inputs: Experiment, tmp_path: Path, site: Path) -> None:
+    build(inputs, tmp_path / "demo")
+    build(replace(inputs, facts=replace(inputs.facts, is_demo=False)), tmp_path / "real")
     assert all(
         "synthetic shapes" in path.read_text(encoding="utf-8") for path in page_paths(tmp_path / "demo")
     )
@@ -250,29 +156,29 @@ def test_report_without_pictures_details_or_training_is_still_a_report(tmp_path:
     folder.mkdir()
     write_summary(folder, {("constant", "-"): 0.0})
     (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
-    build_site(ReportInputs(folder, "bare", False, "a", "b"), tmp_path / "report")
+    build(Experiment(folder, PLAIN), tmp_path / "report")
     assert "No trained run was measured" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_old_report_stays_until_a_new_one_replaces_all_of_it(inputs: ReportInputs, tmp_path: Path) -> None:
-    report, summary = tmp_path / "report", inputs.experiment / "summary.json"
-    build_site(inputs, report)
+def test_old_report_stays_until_a_new_one_replaces_all_of_it(inputs: Experiment, tmp_path: Path) -> None:
+    report, summary = tmp_path / "report", inputs.folder / "summary.json"
+    build(inputs, report)
     before, rows = (report / "index.html").read_bytes(), summary.read_text(encoding="utf-8")
     (report / "runs" / "gone.html").write_text("old", encoding="utf-8")
     summary.write_text("{}", encoding="utf-8")
     with pytest.raises(ReportError, match="schema None, expected 1"):
-        build_site(inputs, report)
+        build(inputs, report)
     assert (report / "index.html").read_bytes() == before
     summary.write_text(rows, encoding="utf-8")
-    build_site(inputs, report)
+    build(inputs, report)
     assert not (report / "runs" / "gone.html").exists()
 
 
-def test_foreign_folder_is_not_overwritten(inputs: ReportInputs, tmp_path: Path) -> None:
+def test_foreign_folder_is_not_overwritten(inputs: Experiment, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("precious", encoding="utf-8")
     with pytest.raises(ReportError, match="is no report"):
-        build_site(inputs, tmp_path / "home")
+        build(inputs, tmp_path / "home")
     assert (tmp_path / "home" / "thesis.txt").is_file()
 
 
@@ -286,18 +192,20 @@ def test_budgets_name_the_largest_files() -> None:
         check_budgets({"gallery.html": b'<img src="images/1.png">' * 201})
 
 
-def test_images_are_asked_for_once_and_all_must_come(inputs: ReportInputs, tmp_path: Path) -> None:
+def test_images_are_asked_for_once_and_all_must_come(inputs: Experiment, tmp_path: Path) -> None:
     asked: list[list[int]] = []
 
     def counting(indices: Sequence[int]) -> list[Picture]:
         asked.append(list(indices))
         return pictures(indices)
 
-    render_site(replace(inputs, pictures=counting), load_results(inputs))
+    flow = read_run(inputs.folder / "runs" / "flow")
+    asking = RunPage(inputs.facts, flow, read_results(inputs.folder), pictures=counting)
+    render_run(asking)
     # of galleries, of neighbours, of what captions find
     assert asked == [[*range(18), *range(20, 26), *range(30, 36)]]
     with pytest.raises(ReportError, match="asked for 30 pictures and got 29"):
-        build_site(replace(inputs, pictures=lambda indices: pictures(indices)[1:]), tmp_path / "report")
+        render_run(replace(asking, pictures=lambda indices: pictures(indices)[1:]))
 
 
 def test_a_baseline_ahead_of_every_network_is_said_first(tmp_path: Path) -> None:
@@ -305,7 +213,7 @@ def test_a_baseline_ahead_of_every_network_is_said_first(tmp_path: Path) -> None
     folder.mkdir()
     write_summary(folder, {("flow", "euler-1"): 0.5, ("ridge", "closed-form"): 0.7})
     (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
-    build_site(ReportInputs(folder, "sober", False, "a", "b"), tmp_path / "report")
+    build(Experiment(folder, PLAIN), tmp_path / "report")
     assert (
         "The baseline ridge is ahead of every trained run" in (tmp_path / "report" / "index.html").read_text()
     )
@@ -317,7 +225,7 @@ def test_folders_of_runs_that_left_the_experiment_are_ignored(tmp_path: Path) ->
         write_details(folder / "runs" / "abandoned" / "evaluation" / artifact, "euler-1", 0.5)
     write_summary(folder, {("flow", "euler-1"): 0.5})
     (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
-    files = build_site(ReportInputs(folder, "moved on", False, "a", "b"), tmp_path / "report")
+    files = build(Experiment(folder, PLAIN), tmp_path / "report")
     assert [path.name for path in files if path.parent.name == "runs"] == ["flow.html"]
 
 

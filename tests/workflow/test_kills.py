@@ -39,7 +39,9 @@ def _processes_of(folder: Path) -> list[int]:
 def _manifests(folder: Path) -> dict[str, str]:
     """Return every manifest but that of the pages, which show how long each stage took."""
     found = sorted(
-        set(folder.rglob("results/**/manifest.json")) - set(folder.rglob("results/*/site/manifest.json"))
+        set(folder.rglob("results/**/manifest.json"))
+        - set(folder.rglob("results/*/site/manifest.json"))
+        - set(folder.rglob("results/*/runs/*/page/manifest.json"))
     )
     return {str(path.relative_to(folder)): path.read_text() for path in found}
 

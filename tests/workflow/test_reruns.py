@@ -15,13 +15,15 @@ from flowkit.runtime import exclusive
 
 EVALUATED = {"evaluate_flow", "evaluate_regression", "evaluate_baselines"}
 END = {"summary", "report"}
+PAGES_OF_RUNS = {"page_flow", "page_regression"}
+PAGES = PAGES_OF_RUNS | {"page_baselines"}
 SAMPLED = {"sample_flow", "sample_regression"}
 TRAINED = {"train_flow", "train_regression"}
 EXTRACTED = {f"extract_{data}_{tower}" for data in ("train", "test") for tower in ("demo_eva", "demo_vit")}
 PAIRED = {"pairs_train", "pairs_test"}
-AFTER_PAIRS = TRAINED | SAMPLED | {"baselines"} | EVALUATED | END
-AFTER_TRAINING = SAMPLED | {"evaluate_flow", "evaluate_regression"} | END
-ONE_RUN = {"train_flow", "sample_flow", "evaluate_flow"} | END
+AFTER_PAIRS = TRAINED | SAMPLED | {"baselines"} | EVALUATED | PAGES | END
+AFTER_TRAINING = SAMPLED | {"evaluate_flow", "evaluate_regression"} | PAGES_OF_RUNS | END
+ONE_RUN = {"train_flow", "sample_flow", "evaluate_flow", "page_flow"} | END
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ TABLE = (
     Edit("number of noise seeds", "tiny.yaml", "[heun-2, euler-1]", "[heun-2, euler-1], noise_seeds: 3", AFTER_TRAINING,
          "sample_flow", "sampling.noise_seeds=3"),
     Edit("images of closed forms and of the mean", "tiny.yaml", "runs:", "closed_forms: {images: 60}\nruns:",
-         {"baselines"} | EVALUATED | END, "baselines", "closed_forms.images=60"),
+         {"baselines"} | EVALUATED | PAGES | END, "baselines", "closed_forms.images=60"),
     Edit("inputs of ridge", "tiny.yaml", "runs:", "closed_forms: {inputs: 100}\nruns:",
-         {"baselines", "evaluate_baselines"} | END, "baselines", "closed_forms.inputs=100"),
+         {"baselines", "evaluate_baselines"} | PAGES | END, "baselines", "closed_forms.inputs=100"),
     Edit("hidden source", "tiny.yaml", "evaluation: test}", "evaluation: test, source_tokens: cls}",
-         TRAINED | SAMPLED | {"baselines"} | EVALUATED | END, "train_flow", "data.source_tokens=cls"),
+         TRAINED | SAMPLED | {"baselines"} | EVALUATED | PAGES | END, "train_flow", "data.source_tokens=cls"),
     Edit("training value", "tiny.yaml", "steps: 6", "steps: 7", TRAINED | AFTER_TRAINING,
          "train_flow", "train.steps=7"),
     Edit("value of one run", "tiny.yaml", "flow: {}", "flow: {train: {seed: 5}}", ONE_RUN,
@@ -56,14 +58,20 @@ TABLE = (
          TRAINED | AFTER_TRAINING, "train_regression", "objective.feature_scale=target_norm"),
     Edit("two values swapped", "tiny.yaml", "evaluate_every: 3, checkpoint_every: 2",
          "evaluate_every: 2, checkpoint_every: 3", TRAINED | AFTER_TRAINING, "train_flow", "train.checkpoint_every=3"),
-    Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | END,
+    Edit("code of a metric", "flowkit/evaluation/retrieval.py", "TIE = 1e-6", "TIE = 2e-6", EVALUATED | PAGES | END,
          "evaluate_baselines", "flowkit.evaluation.retrieval@"),
     Edit("code of the model", "flowkit/model/dit.py", "LAYER_SCALE = 1.0", "LAYER_SCALE = 0.9",
          TRAINED | AFTER_TRAINING, "train_regression", "flowkit.model.dit@"),
     Edit("code of the earlier recipe, which no run here uses", "flowkit/flow/earlier.py", "RANK_SHARE = 3 / 4",
          "RANK_SHARE = 1 / 2", set()),
-    Edit("report template", "flowkit/report/templates/style.css", "}", "}\n.edited { color: red }", {"report"},
+    Edit("style of the report", "flowkit/report/templates/style.css", "}", "}\n.edited { color: red }", {"report"},
          "report", "style.css@"),
+    Edit("template of the pages of runs", "flowkit/report/templates/run.html.j2", "How it was made", "How it came about",
+         PAGES | {"report"}, "page_flow", "run.html.j2@"),
+    Edit("question of a run", "tiny.yaml", "  flow: {}", "  flow: {question: What for?}", {"page_flow", "report"},
+         "page_flow", "questions.flow=What for?"),
+    Edit("size of galleries", "tiny.yaml", "gallery_images: 6", "gallery_images: 9", PAGES | {"report"},
+         "page_baselines", "report.gallery_images=9"),
     Edit("comment", "flowkit/model/dit.py", "LAYER_SCALE = 1.0", "LAYER_SCALE = 1.0  # a remark", set()),
     Edit("code of an architecture that no run here uses", "flowkit/model/lumina_next.py", "tanh()", "sigmoid()", set()),
     Edit("docstring", "flowkit/features/loader.py", '"""Training loader', '"""The training loader', set()),
@@ -158,7 +166,7 @@ def test_a_changed_value_is_not_forgotten_when_its_job_fails(finished, tmp_path)
     assert "flowkit: error: evaluate_flow: failed: " in said
     assert "held by process" in said
     assert not manifest.exists()
-    assert set(project.planned()) == EVALUATED | END
+    assert set(project.planned()) == EVALUATED | PAGES | END
     project.snakemake("--", str(manifest.relative_to(project.folder)))
     assert "evaluate_flow" not in project.planned()
 
