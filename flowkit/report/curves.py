@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 from matplotlib.axes import Axes
 
 from flowkit.report.drawing import DASHES, MARKERS, SERIES, Canvas, Plot, log_scale
 from flowkit.report.measures import short
-from flowkit.report.tables import Plain
+from flowkit.report.tables import numbers
 
 Points = Sequence[tuple[float, float]]
 Lines = Sequence[Mapping[str, float | None]]
@@ -130,9 +131,9 @@ def _column(lines: Lines, key: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in found if step is not None and value is not None]
 
 
-def _columns(lines: Lines, keys: Sequence[str]) -> Plain:
+def _columns(lines: Lines, keys: Sequence[str]) -> pd.DataFrame:
     filled = [line for line in lines if any(line.get(key) is not None for key in keys)]
-    return Plain(("step", *keys), [[line.get(key) for key in ("step", *keys)] for line in filled])
+    return numbers(("step", *keys), [[line.get(key) for key in ("step", *keys)] for line in filled])
 
 
 def _line(

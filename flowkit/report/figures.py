@@ -16,7 +16,7 @@ from flowkit.report.details import Array, Details, TokenLayout
 from flowkit.report.drawing import DASHES, INK, MARKERS, MUTED, PAPER, SERIES, Canvas, Plot, log_scale
 from flowkit.report.measures import plain, short
 from flowkit.report.standings import Entry
-from flowkit.report.tables import Plain
+from flowkit.report.tables import numbers
 
 ANNOTATED_SIDE = 6
 OTHER_MARKERS = "X<>dhH8"
@@ -58,7 +58,7 @@ def cosine_histogram(name: str, details: Details) -> Plot:
         height=canvas.height,
         alt=f"Histogram of the cosines of token means per image of {name}. Medians: {medians}.",
         caption=f"Medians: {medians}. A cosine means something only by its distance from the other two.",
-        data=Plain(("from", "to", *groups), rows),
+        data=numbers(("from", "to", *groups), rows),
     )
 
 
@@ -92,7 +92,7 @@ def position_maps(name: str, details: Details) -> Plot:
         height=canvas.height,
         alt=f"R², cosine and norm ratio of {name} over the token positions. {summary}",
         caption=f"{summary} A norm ratio below 1 is shrinkage.",
-        data=Plain(("position", "r2", "cosine", "norm_ratio"), rows),
+        data=numbers(("position", "r2", "cosine", "norm_ratio"), rows),
     )
 
 
@@ -185,7 +185,7 @@ def fidelity_against_distribution(entries: Sequence[Entry]) -> Plot | None:
             f"Right is closer to each image's own tokens, down is closer to the distribution of true "
             f"tokens. Lines join the samplers of one run. {summary} R² below −2 is drawn at the left edge."
         ),
-        data=Plain(("run", "sampler", "evaluations", "r2", "fd_img"), rows),
+        data=numbers(("run", "sampler", "evaluations", "r2", "fd_img"), rows),
     )
 
 

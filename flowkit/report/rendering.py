@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from flowkit.report.drawing import Plot
 from flowkit.report.measures import plain, short
-from flowkit.report.tables import to_csv
+from flowkit.report.tables import sample, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,6 +46,7 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._environment.filters |= {"plain": plain, "short": short}
+        self._environment.tests |= {"missing": pd.isna}
         self._environment.globals |= {"facts": facts, **more}
 
     def __call__(self, template: str, root: str = "", **context: Any) -> bytes:
@@ -59,5 +61,5 @@ def figure_files(folder: str, plots: Sequence[Plot]) -> tuple[Files, list[Mappin
     for plot in plots:
         image, data = f"{folder}/{plot.name}.svg", f"{folder}/{plot.name}.csv"
         files |= {image: plot.svg.encode(), data: to_csv(plot.data).encode()}
-        shown.append({"plot": plot, "image": image, "csv": data, "sample": plot.data.sample()})
+        shown.append({"plot": plot, "image": image, "csv": data, "sample": sample(plot.data)})
     return files, shown

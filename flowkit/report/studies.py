@@ -17,7 +17,7 @@ from flowkit.report.details import Details
 from flowkit.report.drawing import DASHES, MARKERS, MUTED, SERIES, Canvas, Plot, log_scale
 from flowkit.report.measures import measure, plain, short
 from flowkit.report.standings import Entry
-from flowkit.report.tables import Plain
+from flowkit.report.tables import numbers
 
 STUDIED = ("r2", "fd_img", "t2i_r1")
 REFERENCES = ("ridge", "regression")
@@ -73,7 +73,7 @@ def error_over_time(run: str, lines: Lines) -> Plot | None:
             f"{summary} Means over a tenth of the steps; 1 is as bad as the constant prediction. What is "
             "low near t = 0 already leaves a sampler little to do."
         ),
-        data=Plain(("t", *(f"after {name} of training" for name in means)), rows),
+        data=numbers(("t", *(f"after {name} of training" for name in means)), rows),
     )
 
 
@@ -135,7 +135,7 @@ def components(name: str, details: Details) -> Plot | None:
             f"{summary} R² below −1 is drawn at −1. Squared errors hardly see the last components, "
             "a two-sample test does."
         ),
-        data=Plain(("component", "share of variance", "r2", "variance ratio"), rows),
+        data=numbers(("component", "share of variance", "r2", "variance ratio"), rows),
     )
 
 
@@ -177,7 +177,7 @@ def evaluations_study(run: str, candidates: Sequence[Entry]) -> Plot | None:
         height=canvas.height,
         alt=f"Metrics of {run} against network evaluations, {len(mine)} samplers. {summary}",
         caption=f"{summary} Lines across are other runs at their best.",
-        data=Plain(("sampler", "evaluations", *shown), rows),
+        data=numbers(("sampler", "evaluations", *shown), rows),
     )
 
 

@@ -1,17 +1,16 @@
 """Tables as data: what a template prints, a reader sorts, and a CSV file holds.
 
-`Table` is made of cells with a text, a note (the interval) and a number to sort by. `to_csv` writes what a
-table shows in full precision; `Plain` is the simple table that stands under each figure.
+`Table` is made of cells with a text, a note (the interval) and a number to sort by. The numbers behind a figure
+are a data frame: `numbers` makes it, `sample` thins it for a page, `to_csv` writes it in full precision.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from flowkit.report.data import Difference, Measurement, Note
 from flowkit.report.details import Array, Details
@@ -65,21 +64,6 @@ class Table:
     headers: Sequence[Header]
     lines: Sequence[Line]
     sortable: bool = False
-
-
-@dataclass(frozen=True)
-class Plain:
-    """Plain columns and rows: the numbers behind one figure."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Scalar]]
-
-    def sample(self, limit: int = 40) -> Plain:
-        """Return evenly spaced rows, first and last included, so that a page stays light."""
-        if len(self.rows) <= limit:
-            return self
-        picked = sorted({round(step * (len(self.rows) - 1) / (limit - 1)) for step in range(limit)})
-        return Plain(self.columns, [self.rows[index] for index in picked])
 
 
 def results_table(
@@ -225,13 +209,25 @@ def _hint(name: str) -> str:
 def measurements_csv(rows: Sequence[Measurement]) -> str:
     """Return the rows of `summary.json` as CSV."""
     columns = ("run", "sampler", "data", "metric", "value", "low", "high", "seed_spread")
-    return to_csv(Plain(columns, [[getattr(row, name) for name in columns] for row in rows]))
+    return to_csv(numbers(columns, [[getattr(row, name) for name in columns] for row in rows]))
 
 
-def to_csv(table: Plain) -> str:
-    """Return a plain table as CSV text: full precision, an empty field where nothing was measured."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows([["" if value is None else value for value in row] for row in table.rows])
-    return buffer.getvalue()
+def numbers(columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> pd.DataFrame:
+    """Return rows as a frame whose None is missing.
+
+    Columns have pandas' nullable types: a whole number stays one beside a missing value.
+    """
+    values = zip(*rows, strict=True) if rows else ((),) * len(columns)
+    return pd.DataFrame({name: pd.array(list(column)) for name, column in zip(columns, values, strict=True)})
+
+
+def sample(table: pd.DataFrame, limit: int = 40) -> pd.DataFrame:
+    """Return evenly spaced rows, first and last included, so that a page stays light."""
+    if len(table) <= limit:
+        return table
+    return table.iloc[sorted({round(step * (len(table) - 1) / (limit - 1)) for step in range(limit)})]
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """Return a frame as CSV text: full precision, an empty field where nothing was measured."""
+    return table.to_csv(index=False, lineterminator="\n")

@@ -40,7 +40,7 @@ from flowkit.report.records import stages_table, versions_table
 from flowkit.report.run_tables import changed_settings
 from flowkit.report.scene import slug
 from flowkit.report.standings import best, comparisons, entries, kind_of
-from flowkit.report.tables import Plain, results_table, thresholds_table, to_csv
+from flowkit.report.tables import numbers, results_table, sample, thresholds_table, to_csv
 
 
 def test_closed_forms_and_true_features_are_never_the_best_run() -> None:
@@ -137,7 +137,6 @@ def test_missing_numbers_are_said_to_be_missing() -> None:
     assert measure("r2").interval(None, 1.0) == ""
     assert finite(float("nan")) is None
     assert finite(True) is None
-    assert to_csv(Plain(("a", "b"), [(1.5, None)])) == "a,b\n1.5,\n"
 
 
 def test_ratios_are_best_near_one() -> None:
@@ -244,7 +243,7 @@ def test_curves_show_what_the_lines_hold() -> None:
     plots = training_curves("flow", lines)
     assert [plot.name for plot in plots] == ["loss"]
     assert "4 at step 1, 1 at step 4" in plots[0].alt
-    assert plots[0].data.rows[-1] == [4, 1.0]
+    assert plots[0].data.iloc[-1].to_dict() == {"step": 4, "loss": 1.0}
     assert training_curves("flow", []) == []
 
 
@@ -271,9 +270,26 @@ def test_file_names_of_odd_runs_stay_inside_the_folder(name: str) -> None:
 
 
 def test_long_tables_are_thinned_with_both_ends() -> None:
-    thin = Plain(("step",), [(step,) for step in range(1000)]).sample(10)
-    assert len(thin.rows) == 10
-    assert (thin.rows[0], thin.rows[-1]) == ((0,), (999,))
+    thin = sample(numbers(("step",), [(step,) for step in range(1000)]), 10)
+    assert list(thin["step"]) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    few = numbers(("step",), [(1,), (2,)])
+    assert list(sample(few)["step"]) == [1, 2]
+
+
+def test_csv_has_full_precision_whole_numbers_and_empty_fields() -> None:
+    table = numbers(
+        ("epoch", "loss, total", "note"),
+        [(1, 1 / 3, 'said "no"'), (None, 1e-7, None), (3, None, "two\nlines"), (2**53 + 1, 2.0, "")],
+    )
+    assert to_csv(table) == (
+        'epoch,"loss, total",note\n'
+        '1,0.3333333333333333,"said ""no"""\n'
+        ",1e-07,\n"
+        '3,,"two\nlines"\n'
+        "9007199254740993,2.0,\n"
+    )
+    assert to_csv(numbers(("a", "b"), [])) == "a,b\n"
+    assert to_csv(numbers(("a", "b"), [(None, 1)])) == "a,b\n,1\n"
 
 
 def record(run: str, folder: str, /, **values: object) -> RunFiles:

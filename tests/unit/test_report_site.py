@@ -149,6 +149,9 @@ def test_figures_have_data_beside_them(site: Path) -> None:
         header, *rows = path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
         assert rows, path
         assert all(len(header.split(",")) <= row.count(",") + 1 for row in rows)
+    assert "<td>3</td><td>0.1</td><td>–</td><td>–</td>" in (site / "runs/flow.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_report_without_pictures_details_or_training_is_still_a_report(tmp_path: Path) -> None:

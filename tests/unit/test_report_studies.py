@@ -41,9 +41,9 @@ def test_error_over_time_has_the_times_that_were_logged() -> None:
     ]
     plot = error_over_time("flow", lines)
     assert plot is not None
-    assert [row[0] for row in plot.data.rows] == [0.0, 0.125, 0.875]
+    assert list(plot.data["t"]) == [0.0, 0.125, 0.875]
     expected = np.mean([4 / step for step in range(91, 101)])
-    assert plot.data.rows[0][3] == pytest.approx(expected, abs=1e-6)
+    assert plot.data.iloc[0, 3] == pytest.approx(expected, abs=1e-6)
     assert "at t = 0 and" in plot.caption
     plain_flow = error_over_time("flow", [{key: line[key] for key in list(line)[2:]} for line in lines])
     assert plain_flow is not None
@@ -56,7 +56,7 @@ def test_components_say_which_directions_are_lost() -> None:
     assert plot is not None
     assert "first 2 of 2 components hold 90 % of the variance. R² lies below .5 on 1 of 2" in plot.alt
     assert "the last has 0.100, with 0.500 of the true variance" in plot.alt
-    assert plot.data.rows == [[1, 0.7, 0.9, 1.0], [2, 0.3, 0.1, 0.5]]
+    assert plot.data.to_numpy().tolist() == [[1, 0.7, 0.9, 1.0], [2, 0.3, 0.1, 0.5]]
     unknown = np.full(2, np.nan)
     assert components("flow", replace(details(), component_r2=unknown)) is None
 
@@ -82,7 +82,7 @@ def test_solver_study_needs_several_samplers_and_names_the_best_and_the_dearest(
         "Highest R² 0.970 with euler-1 (1 evaluation); the most evaluations, heun-50 (99 evaluations)"
         in plot.alt
     )
-    assert [line[0] for line in plot.data.rows] == ["euler-1", "euler-8-shift3", "heun-50"]
+    assert list(plot.data["sampler"]) == ["euler-1", "euler-8-shift3", "heun-50"]
     assert all(label in plot.svg for label in ("euler shift3", "heun", "ridge"))
     assert evaluations_study("ridge", entries(replace(STANDINGS, measurements=rows))) is None
 
