@@ -19,12 +19,15 @@ from site_material import HOSTILE, Experiment, build, pictures, write_details, w
 from flowkit.errors import ReportError
 from flowkit.evaluation.collected import collect, collect_true
 from flowkit.evaluation.details import per_image
-from flowkit.report.data import Picture, read_results, read_run
+from flowkit.report.data import Measurement, Picture, Results, RunFiles, read_results, read_run
 from flowkit.report.details import read_details
+from flowkit.report.made_page import read_made_page
+from flowkit.report.pages import Site, render_site
 from flowkit.report.rendering import Facts
 from flowkit.report.run_page import RunPage, render_run
 from flowkit.report.site import IMAGE_BYTES, PAGE_BYTES, check_budgets
 from flowkit.report.standings import kind_of
+from flowkit.report.states import RunState
 from flowkit.report.tables import thresholds_table
 
 PLAIN = Facts("bare", "bare", "a", "b", is_demo=False)
@@ -262,3 +265,65 @@ def test_shares_above_a_level_are_those_of_the_cosine_they_name(tmp_path: Path) 
     assert "token means" in table.caption
     assert table.headers[0].text == "cosine of token means"
     assert all(line.cells[1].text.startswith("100") for line in table.lines)
+
+
+def test_unfinished_runs_are_named_with_what_makes_them(inputs: Experiment, tmp_path: Path) -> None:
+    states = [
+        RunState("flow", ""),
+        RunState(HOSTILE, "train", "120 steps taken"),
+        RunState("ridge", "baselines"),
+        RunState("other", "page"),
+    ]
+    build(replace(inputs, states=states), tmp_path / "report")
+    text = " ".join(re.sub(r"<[^>]+>", " ", Page(tmp_path / "report" / "index.html").text).split())
+    assert "3 of 4 runs are not complete" in text
+    assert "not trained, 120 steps taken. flowkit train --config CONFIG --run &lt;script&gt;" in text
+    assert "ridge : not fitted. flowkit baselines --config CONFIG --run ridge" in text
+    assert "other : evaluated, its page is not made. flowkit page --config CONFIG --run other" in text
+
+
+def test_report_of_nothing_measured_says_so(tmp_path: Path) -> None:
+    """Before any run was evaluated there is no row; the page still opens and names what comes first."""
+    site = Site(PLAIN, Results("bare", [], [], {}), {}, [RunState("flow", "train")])
+    page = render_site(site)["index.html"].decode()
+    assert "No trained run was measured" in page
+    assert "flowkit train --config CONFIG --run flow" in page
+
+
+def test_page_of_a_run_tells_its_seeds_and_what_it_finds(tmp_path: Path) -> None:
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    values = {("flow", "euler-1"): 0.9, ("flow_seed_1", "euler-1"): 0.92, ("flow_seed_1", "heun-2"): 0.8}
+    write_summary(folder, values)
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    results = read_results(folder)
+    where = {"run": "flow", "sampler": "euler-1", "data": "evaluation", "seed_spread": None}
+    found = Measurement(**where, metric="t2i_r1", value=0.6, low=0.5, high=0.7)
+    of_true = replace(found, run="true", sampler="closed-form", value=0.8)
+    r2_of_true = replace(of_true, metric="r2", value=1.0)
+    results = replace(results, measurements=[*results.measurements, found, of_true, r2_of_true])
+    page = RunPage(PLAIN, RunFiles("flow", [], {}, []), results, seeds=["flow_seed_1"])
+    text = " ".join(re.sub(r"<[^>]+>", " ", render_run(page)["runs/flow.html"].decode()).split())
+    assert "The same training with 2 seeds, each with euler-1" in text
+    assert "mean 0.910" in text
+    assert "standard deviation 0.0141" in text
+    assert "0.600 0.500 to 0.700 0.800 75.0 %" in text
+
+
+def test_a_page_depends_on_its_run_and_those_beside_it_alone(inputs: Experiment) -> None:
+    """Rows of any other run change no byte of it: so it stays as it is when they do."""
+    flow, results = read_run(inputs.folder / "runs" / "flow"), read_results(inputs.folder)
+    asked = RunPage(inputs.facts, flow, results, pictures=inputs.pictures)
+    fewer = [
+        row for row in results.measurements if row.run in ("flow", "constant", "ridge", "regression", "true")
+    ]
+    assert len(fewer) < len(results.measurements)
+    assert render_run(asked) == render_run(replace(asked, results=replace(results, measurements=fewer)))
+
+
+def test_a_made_page_that_is_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"about.json cannot be read .* run stage page again"):
+        read_made_page(tmp_path)
+    (tmp_path / "about.json").write_text('{"run": "flow"')
+    with pytest.raises(ReportError, match="run stage page again"):
+        read_made_page(tmp_path)
