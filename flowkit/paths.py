@@ -11,6 +11,7 @@
     <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/, page/
     <results>/<experiment>/                            summary/, site/, report/, key-figures/, logs/, summary.json,
                                                        verdicts.json
+    <results>/index.html                               all experiments that have a report
 
 Below `data_root` all experiments share; an encoder id is its name and a digest of its settings. Each of these folders
 is a result: `manifest.json` (the edge that Snakemake tracks), `run.json` (for people), `state/` (partial work, lock).
@@ -18,6 +19,7 @@ is a result: `manifest.json` (the edge that Snakemake tracks), `run.json` (for p
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,8 @@ PAIRS = "pairs.parquet"
 HEAD = "head.safetensors"
 TEXT_EMBEDDINGS = "texts.safetensors"
 TEXTS = "texts.json"
+REPORT = "report"
+FIRST_PAGE = "index.html"
 
 
 def noise_folder(number: int) -> str:
@@ -43,6 +47,15 @@ def noise_folder(number: int) -> str:
 def converted(encoder_id: str) -> str:
     """Return the folder name of an encoder's stores after their conversion to int8."""
     return f"{encoder_id}-int8"
+
+
+def report_folders(results: Path) -> list[Path]:
+    """Return the reports below a folder of results, by the names of their experiments.
+
+    Links are left out: what lies behind one may be no result at all. So are folders that others may not read.
+    """
+    found = [folder / REPORT for folder in sorted(results.glob("[!.]*")) if not folder.is_symlink()]
+    return [report for report in found if os.path.isfile(report / FIRST_PAGE) and not report.is_symlink()]
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ class Places:
     @property
     def report(self) -> Path:
         """Folder of the static pages."""
-        return self.experiment_folder / "report"
+        return self.experiment_folder / REPORT
 
     @property
     def key_figures(self) -> Path:

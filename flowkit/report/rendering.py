@@ -35,9 +35,9 @@ class Facts:
 
 
 class Renderer:
-    """Fills templates of one report; `more` is known to all of them."""
+    """Fills templates of one report, or of a page that belongs to none; `more` is known to all of them."""
 
-    def __init__(self, facts: Facts, **more: Any) -> None:
+    def __init__(self, facts: Facts | None = None, **more: Any) -> None:
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,
