@@ -41,6 +41,8 @@ NOT_FINGERPRINTED = {
     "flowkit.stages.session": "how results are adopted and committed",
     "flowkit.stages.kept_samples": "takes over samples that were made from the same things",
 }
+PROCESS_BEGAN = time.time()
+"""When this module was loaded: stages do so before the libraries that take seconds."""
 RECORDED_PACKAGES = (
     "torch", "numpy", "open_clip_torch", "timm", "zarr", "safetensors", "scipy", "scikit-learn", "pandas",
     "matplotlib", "webdataset", "snakemake", "submitit",
@@ -163,7 +165,11 @@ def code_fingerprint(
 
 @dataclass
 class RunRecord:
-    """What `run.json` says of one execution of a stage. Times and host are here and nowhere else."""
+    """What `run.json` says of one execution of a stage. Times and host are here and nowhere else.
+
+    Results that one process made, one after the other or side by side, name the same process; `seconds_before` says
+    when it turned to this one, and CPU time and peak memory are those of the process up to this result.
+    """
 
     stage: str
     spec: Mapping[str, Any]
@@ -174,19 +180,82 @@ class RunRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return the record with versions, host, elapsed seconds and peak memory filled in."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        job, tasks = os.environ.get("SLURM_JOB_ID"), os.environ.get("WORLD_SIZE", "1")
         return {
             "schema": 1,
             "stage": self.stage,
             "spec": self.spec,
             "code": list(self.code),
             "versions": {"python": platform.python_version(), **_versions()},
-            "host": {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "host": host_facts(),
+            **({"slurm_job": job} if job else {}),
+            **({"tasks": int(tasks)} if tasks.isdecimal() and tasks != "1" else {}),
+            "process": {
+                "id": os.getpid(),
+                "began": _utc(PROCESS_BEGAN),
+                "seconds_before": round(max(0.0, self.started - PROCESS_BEGAN), 3),
+            },
+            "started": _utc(self.started),
             "seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
             "peak_memory_mb": round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1),
             "rates": {name: round(value, 4) for name, value in self.rates.items()},
         }
+
+
+def host_facts() -> dict[str, Any]:
+    """Return what this machine is: names, CPUs, memory, and the GPUs that this process can use.
+
+    What the system does not tell is left out; `accelerator` is None where this process uses none.
+    """
+    facts = {
+        "name": platform.node(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_model": _value_of("model name", Path("/proc/cpuinfo")),
+        "memory_gb": _memory_gb(_value_of("MemTotal", Path("/proc/meminfo"))),
+    }
+    return {
+        **{name: value for name, value in facts.items() if value is not None},
+        "accelerator": _accelerator(),
+    }
+
+
+def _accelerator() -> dict[str, Any] | None:
+    """Return name and number of the GPUs of a process that has loaded torch; others use none."""
+    torch = sys.modules.get(
+        "torch"
+    )  # never imported here: it takes seconds, and half of the stages need it not
+    cuda = getattr(torch, "cuda", None)
+    try:
+        if cuda is None or not cuda.is_available():
+            return None
+        return {"name": str(cuda.get_device_name(0)), "count": int(cuda.device_count())}
+    except RuntimeError:  # a driver that stopped answering must not cost the result that is being recorded
+        return {"name": "not answering", "count": 0}
+
+
+def _value_of(name: str, file: Path) -> str | None:
+    """Return the first value of `name` in a file of `name : value` lines, None where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = (
+        value.strip() for key, colon, value in (line.partition(":") for line in lines) if key.strip() == name
+    )
+    return next(found, None)
+
+
+def _memory_gb(total: str | None) -> float | None:
+    """Return `16384 kB` as GB of 2^30 bytes."""
+    number = (total or "").removesuffix("kB").strip()
+    return round(int(number) / 2**20, 1) if number.isdecimal() else None
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _versions() -> dict[str, str]:
