@@ -159,11 +159,13 @@ def hardware(host: object) -> str:
     """Return what a stage ran on, from the host of its record."""
     if not isinstance(host, Mapping):
         return str(host or "")
-    cpus = host.get("cpus")
+    cpus, accelerator = host.get("usable_cpus") or host.get("cpus"), host.get("accelerator")
+    if isinstance(accelerator, Mapping):
+        accelerator = f"{accelerator.get('count')} × {accelerator.get('name')}"
     words = [
         host.get("name"),
-        host.get("accelerator"),
-        host.get("processor") or host.get("machine"),
+        accelerator,
+        host.get("cpu_model") or host.get("machine"),
         f"{cpus} cores" if cpus else None,
     ]
     return ", ".join(str(word) for word in words if word)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
@@ -21,7 +22,7 @@ from matplotlib.path import Path as Outline
 
 from flowkit.report.drawing import GRID, MUTED, PAPER, SERIES, Canvas, Plot
 from flowkit.report.measures import plain
-from flowkit.report.tables import Plain
+from flowkit.report.tables import numbers
 from flowkit.report.workflow_layout import Layout, Spot, folded, lay_out, longest_chain
 from flowkit.report.workflow_nodes import Node
 
@@ -228,7 +229,7 @@ def _caption(nodes: Sequence[Node], chain: Sequence[Node], total: float, *, is_f
     return text
 
 
-def _data(nodes: Sequence[Node], total: float) -> Plain:
+def _data(nodes: Sequence[Node], total: float) -> pd.DataFrame:
     columns = ("stage", "what", "after", "results", "done", "seconds", "share", "longest_process_seconds",
                "cpu_seconds", "peak_memory_mb", "started", "ended", "hosts")  # fmt: skip
     title = {node.name: node.title for node in nodes}
@@ -241,4 +242,4 @@ def _data(nodes: Sequence[Node], total: float) -> Plain:
             (node.stage, node.label, after, node.results, node.done, node.seconds, share, node.longest,
              node.cpu_seconds, node.peak_memory_mb, started, ended, " ".join(node.hosts))
         )  # fmt: skip
-    return Plain(columns, rows)
+    return numbers(columns, rows)

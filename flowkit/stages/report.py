@@ -16,6 +16,7 @@ from flowkit.paths import MANIFEST
 from flowkit.progress import logger
 from flowkit.provenance import digest_of
 from flowkit.report.data import Results, parse_results, read_results
+from flowkit.report.experiments import write_experiments_index
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
 from flowkit.report.pages import Site, render_site
 from flowkit.report.rendering import Files
@@ -43,6 +44,7 @@ def run(spec: Spec) -> None:
         content, _ = committed(places.site)
     copy_report(content, places.report)
     _copy_key_figures(content, places.key_figures)
+    write_experiments_index(places.results)
     logger.info("report=%s", places.report / "index.html")
 
 
