@@ -22,7 +22,7 @@ from flowkit.report.standings import Entry, best, best_per_run, comparisons
 from flowkit.report.states import RunState, unfinished
 from flowkit.report.tables import Table, measurements_csv, results_table
 
-COMPARED_RUNS = 6
+COMPARED_RUNS, COMPARED_TRAINED = 8, 6
 COMPARED_IMAGES = 12
 STRIP_IMAGES = 6
 
@@ -105,7 +105,9 @@ def _gallery_page(site: Site, scene: Scene, render: Renderer) -> Files:
     shown = {
         entry: site.made[entry.run].groups for entry in ranked if entry.run in site.made if _has(site, entry)
     }
-    compared = list(shown)[:COMPARED_RUNS]
+    trained = [entry for entry in shown if entry.trained][:COMPARED_TRAINED]
+    closed = [entry for entry in shown if not entry.trained][: COMPARED_RUNS - len(trained)]
+    compared = [entry for entry in shown if entry in trained or entry in closed]
     by_index = {
         entry: {item.index: item for group in shown[entry] for item in group.items} for entry in shown
     }

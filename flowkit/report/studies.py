@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowkit.report.curves import Lines
 from flowkit.report.details import Details
@@ -206,7 +206,7 @@ def _study(
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _family(sampler: str) -> str:
@@ -227,6 +227,7 @@ def _evaluations(entry: Entry) -> str:
 def _count_axis(axes: Axes, count: int) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.9, count * 1.1)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
