@@ -100,8 +100,15 @@ def _blank(canvas: Canvas) -> Axes:
 
 
 def _lines(node: Node) -> list[str]:
-    """Return what stands below the head of a box: what it works on, and what is not done."""
-    return [*node.label.split(PART), *([node.state] if node.state != "done" else [])]
+    """Return what stands below the head of a box: what it works on, and how much of it is done if not all."""
+    part_done = [f"{node.done:,} of {node.results:,}"] if 0 < node.done < node.results else []
+    return [*node.label.split(PART), *part_done]
+
+
+def _time(node: Node) -> str:
+    if node.seconds is not None:
+        return duration(node.seconds)
+    return "time unknown" if node.done else node.state
 
 
 def _box_height(node: Node) -> float:
@@ -128,11 +135,9 @@ def _draw_box(axes: Axes, node: Node, left: float, top: float, total: float, *, 
         y += LINE_STEP
         axes.text(x, y, cut(line, inner, LINE_SIZE), size=LINE_SIZE, color=MUTED, zorder=4)
     y += LINE_STEP + 1
-    known = "time unknown" if node.done else "–"
-    text = known if node.seconds is None else duration(node.seconds)
-    axes.text(x, y, cut(text, inner, HEAD_SIZE), size=HEAD_SIZE, zorder=4)
-    share = (node.seconds or 0.0) / total if total else 0.0
-    for colour, part in ((GRID, 1.0), (SERIES[0], share)):
+    axes.text(x, y, cut(_time(node), inner, HEAD_SIZE), size=HEAD_SIZE, zorder=4)
+    filled = (node.seconds or 0.0) / total if total else 0.0
+    for colour, part in ((GRID, 1.0), (SERIES[0], filled)):
         axes.add_patch(Rectangle((x, y + 7), inner * part, BAR_HEIGHT, color=colour, linewidth=0, zorder=4))
 
 
@@ -171,15 +176,17 @@ def _font(is_bold: bool) -> FT2Font:
 
 
 def text_width(text: str, size: float, *, is_bold: bool = False) -> float:
-    """Return the width of a text in CSS pixels in a typeface wider than most; full-width signs take a square."""
+    """Return the width of a text in CSS pixels in a typeface wider than most; signs it lacks take a square."""
     font = _font(is_bold)
     font.set_size(size, 72)
 
     def advance(sign: str) -> float:
         if unicodedata.combining(sign):
             return 0.0
-        own = font.load_char(ord(sign)).linearHoriAdvance / 65536
-        return max(own, size) if unicodedata.east_asian_width(sign) in "WF" else own
+        glyph = font.get_char_index(ord(sign))
+        if not glyph or unicodedata.east_asian_width(sign) in "WF":
+            return size
+        return font.load_glyph(glyph).linearHoriAdvance / 65536
 
     return sum(map(advance, text))
 
@@ -194,8 +201,10 @@ def cut(text: str, width: float, size: float, *, is_bold: bool = False) -> str:
     return text.rstrip() + "…"
 
 
-def _share(seconds: float, total: float) -> str:
-    return f"{plain(100 * seconds / total, 0)} %" if total else "0 %"
+def share(seconds: float, total: float) -> str:
+    """Return the share of a time span in percent, as text."""
+    percent = 100 * seconds / total if total else 0.0
+    return f"{plain(percent, 0 if percent >= 9.95 else 1)} %"
 
 
 def _alt(nodes: Sequence[Node], chain: Sequence[Node], total: float) -> str:
@@ -207,7 +216,7 @@ def _alt(nodes: Sequence[Node], chain: Sequence[Node], total: float) -> str:
     text += f"{duration(total)} in all."
     if dearest:
         named = [
-            f"{node.title} ({duration(node.seconds or 0.0)}, {_share(node.seconds or 0.0, total)})"
+            f"{node.title} ({duration(node.seconds or 0.0)}, {share(node.seconds or 0.0, total)})"
             for node in dearest
         ]
         text += f" Most time went into {', '.join(named)}."
@@ -235,11 +244,11 @@ def _data(nodes: Sequence[Node], total: float) -> pd.DataFrame:
     title = {node.name: node.title for node in nodes}
     rows = []
     for node in nodes:
-        share = node.seconds / total if node.seconds is not None and total else None
+        of_all = node.seconds / total if node.seconds is not None and total else None
         started, ended = (at.isoformat() if at else None for at in (node.started, node.ended))
         after = "; ".join(title.get(one, one) for one in node.after)
         rows.append(
-            (node.stage, node.label, after, node.results, node.done, node.seconds, share, node.longest,
+            (node.stage, node.label, after, node.results, node.done, node.seconds, of_all, node.longest,
              node.cpu_seconds, node.peak_memory_mb, started, ended, " ".join(node.hosts))
         )  # fmt: skip
     return numbers(columns, rows)

@@ -146,8 +146,7 @@ def read_nodes(nodes: Sequence[Mapping[str, Any]], results: Path, data_root: Pat
     found: dict[str, list[Ran]] = {}
     read: list[Node] = []
     for node in nodes:
-        folders = [folder for pattern in node["folders"] for folder in _expanded(pattern)]
-        paths = [_below(folder, roots) for folder in folders]
+        paths = [_below(folder, roots) for folder in folders_of(node)]
         done = [path for path in paths if (path / MANIFEST).is_file()]
         records = {path: _read(path / RUN_RECORD, node["name"], len(paths)) for path in done}
         found[node["name"]] = _end_to_end([record for record in records.values() if record is not None])
@@ -161,12 +160,14 @@ def read_nodes(nodes: Sequence[Mapping[str, Any]], results: Path, data_root: Pat
     return [_with_times(node, found[node.name], starts, own_cpu[node.name]) for node in read]
 
 
-def _expanded(pattern: str | Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(pattern, str):
-        yield pattern
-        return
-    for number in range(pattern["first"], pattern["last"] + 1):
-        yield f"{pattern['before']}{number:0{pattern['digits']}d}{pattern['after']}"
+def folders_of(node: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the result folders that the patterns of a node stand for, each with the root that it lies below."""
+    for pattern in node["folders"]:
+        if isinstance(pattern, str):
+            yield pattern
+            continue
+        for number in range(pattern["first"], pattern["last"] + 1):
+            yield f"{pattern['before']}{number:0{pattern['digits']}d}{pattern['after']}"
 
 
 def _below(folder: str, roots: Mapping[str, Path]) -> Path:

@@ -96,21 +96,20 @@ def patterns(folders: Iterable[str]) -> list[str | dict[str, Any]]:
 
 def _patterns_of(parent: str, names: Sequence[str]) -> Iterator[str | dict[str, Any]]:
     place = _counting_place(names)
-    alike: dict[tuple[str, str], dict[int, str]] = {}
+    alike: dict[tuple[str, str, int], list[int]] = {}
     for name in names:
         before, digits, after = _split_at_number(name, place)
         if not digits:
             yield parent + name
         else:
-            alike.setdefault((before, after), {})[int(digits)] = digits
-    for (before, after), texts in alike.items():
-        for row in _without_gaps(sorted(texts)):
-            width = len(texts[row[0]])
-            if len(row) > 2 and all(f"{number:0{width}d}" == texts[number] for number in row):
+            alike.setdefault((parent + before, after, len(digits)), []).append(int(digits))
+    for (before, after, width), numbers in alike.items():
+        for row in _without_gaps(sorted(numbers)):
+            if len(row) > 2:
                 ends = {"first": row[0], "last": row[-1], "digits": width}
-                yield {"before": parent + before, **ends, "after": after}
+                yield {"before": before, **ends, "after": after}
             else:
-                yield from (f"{parent}{before}{texts[number]}{after}" for number in row)
+                yield from (f"{before}{number:0{width}d}{after}" for number in row)
 
 
 def _counting_place(names: Sequence[str]) -> int:
@@ -174,10 +173,10 @@ def _labels(works: Mapping[str, Sequence[Job]]) -> dict[str, str]:
 def _label(members: Sequence[Job], *, keep_digest: bool = False) -> str:
     target = members[0].spec.target
     if (run := target.get("run")) is not None:
-        return run if len(members) == 1 else f"{len(members)} runs"
-    for key, what in (("runs", "runs"), ("baselines", "baselines"), ("ceilings", "ceilings")):
+        return run
+    for key, what in (("runs", "runs"), ("baselines", "closed forms"), ("ceilings", "kinds")):
         if key in target:
-            names = target[key].split(",")
+            names = [name for job in members for name in job.spec.target[key].split(",")]
             return ", ".join(names) if len(names) <= NAMES_IN_A_LABEL else f"{len(names)} {what}"
     parts = [target[key] for key in ("encoder", "dataset") if key in target]
     if "encoder" in target and not keep_digest:
