@@ -11,8 +11,10 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,6 +264,38 @@ def results(
     folder = Places(load_config(config).experiment, machine.results, machine.data_root).experiment_folder
     for line in key_figures(folder):
         typer.echo(line)
+
+
+@app.command("open")
+def open_report(
+    context: typer.Context,
+    config: ConfigOption = Path("workflow/config/demo.yaml"),
+    profile: ProfileOption = None,
+    results: ResultsOption = None,
+    every: Annotated[bool, typer.Option("--all", help="The index of all experiments.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the reports on this machine, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 is a free one.")] = 0,
+) -> None:
+    """Open the report of an experiment in the browser, or say how to look at it on a machine without one."""
+    from flowkit import opening
+    from flowkit.report.experiments import experiments_page, write_experiments_index
+
+    machine = machine_of(profile, results=results)
+    folder, made_by = machine.results, opening.workflow_command(config, profile, results)
+    if every:
+        door = opening.door_to_all(folder, write_experiments_index, made_by)
+    else:
+        report = Places(load_config(config).experiment, folder, machine.data_root).report
+        door = opening.door_to_report(report, made_by)
+    if serve:
+        index = partial(experiments_page, folder)
+        opening.serve(folder, index, port=port, path=door.path, say=typer.echo)
+    else:
+        again = shlex.join([*context.command_path.split(), *sys.argv[2:], "--serve"])
+        for line in opening.open_page(door, again):
+            typer.echo(line)
 
 
 @app.command()
