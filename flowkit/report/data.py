@@ -227,6 +227,11 @@ def read_run(folder: Path, *, train: str | None = None, evaluation: str | None =
     return RunFiles(folder.name, metrics, details, _records(folder, (trained, evaluated)))
 
 
+def read_records_of(folder: Path) -> RunFiles:
+    """Return a run with the records of its stages alone, which is all that a page on many runs can take in."""
+    return RunFiles(folder.name, [], {}, _records(folder, ()))
+
+
 def read_all_details(evaluation: Path) -> dict[str, Details]:
     """Return the arrays of every sampler in the artifact of an evaluation."""
     paths = sorted(evaluation.glob("details-*.npz"))

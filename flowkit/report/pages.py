@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flowkit.report.data import Results
+from flowkit.report.data import Results, RunFiles
 from flowkit.report.figures import fidelity_against_distribution
 from flowkit.report.gallery import Item, colour_scale, common_indices
 from flowkit.report.made_page import MadePage
@@ -21,7 +21,10 @@ from flowkit.report.scene import Scene
 from flowkit.report.standings import Entry, best, best_per_run, comparisons
 from flowkit.report.states import RunState, unfinished
 from flowkit.report.tables import Table, measurements_csv, results_table
+from flowkit.report.workflow import workflow_page
+from flowkit.report.workflow_nodes import Node
 
+COMMAND = "flowkit run -- --profile profiles/local --configfile CONFIG"
 COMPARED_RUNS, COMPARED_TRAINED = 8, 6
 COMPARED_IMAGES = 12
 STRIP_IMAGES = 6
@@ -29,12 +32,20 @@ STRIP_IMAGES = 6
 
 @dataclass(frozen=True)
 class Site:
-    """Everything that `render_site` needs: the results, the pages of runs that were made, and how each run stands."""
+    """Everything that `render_site` needs.
+
+    The results, the pages of runs that were made, how each run stands; the works of the workflow with their times, the
+    trained runs with their records, the values of the sections that a run overrides, what each stage does.
+    """
 
     facts: Facts
     results: Results
     made: Mapping[str, MadePage] = field(default_factory=dict)
     states: Sequence[RunState] = ()
+    nodes: Sequence[Node] = ()
+    trained: Sequence[RunFiles] = ()
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def error_limit(self) -> float:
@@ -52,6 +63,10 @@ def render_site(site: Site) -> Files:
     )
     files = _index_page(site, scene, render)
     files |= _gallery_page(site, scene, render)
+    pages = {run: made.page for run, made in site.made.items()}
+    files |= workflow_page(
+        render, site.nodes, site.trained, site.defaults, COMMAND, pages=pages, meanings=site.meanings
+    )
     return files | _data_files(site)
 
 

@@ -7,6 +7,7 @@ nothing works inside them. It can be run before every run is done: the start pag
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 from flowkit.paths import MANIFEST
 from flowkit.progress import logger
 from flowkit.provenance import digest_of
-from flowkit.report.data import Results, parse_results, read_results
+from flowkit.report.data import Results, parse_results, read_records_of, read_results
 from flowkit.report.experiments import write_experiments_index
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
 from flowkit.report.pages import Site, render_site
 from flowkit.report.rendering import Files
 from flowkit.report.site import check_budgets, copy_report, read_files, write_files
 from flowkit.report.states import RunState, Step
+from flowkit.report.workflow_nodes import read_nodes
+from flowkit.stages.jobs import STAGES
 from flowkit.stages.page import facts_of
 from flowkit.stages.scores import join, rates
 from flowkit.stages.session import Spec, committed, open_session
@@ -57,7 +60,17 @@ def _files(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Files
             content, _ = committed(spec.places.page(name))
             made[name] = read_made_page(content)
             files |= read_files(content, without=ABOUT)
-    site = Site(facts_of(spec), _results(spec, runs, states), made, states)
+    places = spec.places
+    site = Site(
+        facts=facts_of(spec),
+        results=_results(spec, runs, states),
+        made=made,
+        states=states,
+        nodes=read_nodes(json.loads(spec.target["workflow"]), places.results, places.data_root),
+        trained=[read_records_of(places.train(name).parent) for name in spec.target["trained"].split(",")],
+        defaults=spec.values["defaults"],
+        meanings=STAGES,
+    )
     return files | render_site(site)
 
 

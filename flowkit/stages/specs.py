@@ -7,7 +7,7 @@ runs the same jobs without Snakemake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from pathlib import Path
 from flowkit.datasets import CocoDataset, DemoDataset
 from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
+from flowkit.provenance import canonical_json
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
 from flowkit.seeds import without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
+from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
 BESIDE = ("constant", "ridge", "ridge_ot", "ridge_ot_flat", "regression", "true")
@@ -35,12 +37,9 @@ class Plan(DataPlan):
         """Jobs by rule name, each after the jobs that it depends on; raises `ConfigError` where names collide."""
         self._check_sizes()
         jobs: dict[str, Job] = {}
-        for job in self._all_jobs():
-            if job.name in jobs:
-                raise ConfigError(
-                    f"two rules would be called {job.name}, rename the run, data set or encoder behind it"
-                )
-            jobs[job.name] = replace(job, priority=self._priority(job))
+        for job in self._jobs_before_report():
+            _add(jobs, replace(job, priority=self._priority(job)))
+        _add(jobs, self._report(jobs))
         return jobs
 
     def _check_sizes(self) -> None:
@@ -82,7 +81,7 @@ class Plan(DataPlan):
             raise ConfigError(f"{stage}: no job for {wanted}, this experiment has {known}")
         return found
 
-    def _all_jobs(self) -> Iterator[Job]:
+    def _jobs_before_report(self) -> Iterator[Job]:
         yield from self.data_jobs()
         for run in self.config.runs:
             yield self._train(run)
@@ -98,7 +97,6 @@ class Plan(DataPlan):
             yield self._evaluate("baselines", self.config.baselines)
         yield self._summary()
         yield from self._pages()
-        yield self._report()
 
     @property
     def all_runs(self) -> list[str]:
@@ -257,7 +255,8 @@ class Plan(DataPlan):
             closed = [run for run in beside if run in self.config.baselines]
             yield self._page("baselines", self.config.baselines, closed, ())
 
-    def _report(self) -> Job:
+    def _report(self, jobs: Mapping[str, Job]) -> Job:
+        """Return the job of the report, which draws all others with their times."""
         dataset = self.config.data.evaluation
         values = {
             "report": {"title": self.config.report.title},
@@ -267,9 +266,22 @@ class Plan(DataPlan):
             },
             "defaults": {name: section().model_dump(mode="json") for name, section in DEFAULTS.items()},
         }
-        target = {"runs": ",".join(self.all_runs), **self._pair_target(dataset)}
+        target = {
+            "runs": ",".join(self.all_runs),
+            "trained": ",".join(self.config.runs),
+            "workflow": canonical_json(nodes_of(jobs, self.places)),
+            **self._pair_target(dataset),
+        }
         inputs = (self.places.summary, *(self.places.page(run) for run in self.all_runs))
         return Job("report", self._spec("report", target, values), inputs, (self.places.site,), is_local=True)
+
+
+def _add(jobs: dict[str, Job], job: Job) -> None:
+    if job.name in jobs:
+        raise ConfigError(
+            f"two rules would be called {job.name}, rename the run, data set or encoder behind it"
+        )
+    jobs[job.name] = job
 
 
 def _serves(job: Job, key: str, value: str) -> bool:

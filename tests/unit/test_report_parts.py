@@ -36,7 +36,6 @@ from flowkit.report.gallery import (
     split,
 )
 from flowkit.report.measures import measure, plain, short
-from flowkit.report.records import stages_table, versions_table
 from flowkit.report.run_tables import changed_settings
 from flowkit.report.scene import slug
 from flowkit.report.standings import best, comparisons, entries, kind_of
@@ -307,14 +306,3 @@ def test_settings_are_held_against_the_defaults() -> None:
     assert alike is not None
     assert alike.lines == []
     assert changed_settings(record("a", "train"), {"train": {"optimizer": "muon"}}) is None
-
-
-def test_stage_records_show_host_and_mixed_versions() -> None:
-    runs = [
-        record("a", "train", stage="train", host={"name": "node7", "cpus": 2}, versions={"torch": "2.15"}),
-        record("b", "samples/test", stage="sample", seconds=2.0, versions={"torch": "2.14"}),
-    ]
-    first, second = stages_table(runs, {}).lines
-    assert [cell.text for cell in first.cells][:6] == ["a", "train", "unknown", "unknown", "unknown", "node7"]
-    assert second.cells[3].number == 2.0
-    assert versions_table(runs).lines[0].cells[1].text == "2.14, 2.15"
