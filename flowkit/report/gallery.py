@@ -18,11 +18,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from flowkit.errors import ReportError
-from flowkit.report.data import Pictures
+from flowkit.report.data import Picture, Pictures
 from flowkit.report.details import Array, Details, TokenLayout
 from flowkit.report.measures import plain
 
-THUMBNAIL_SIDE = 160
+THUMBNAIL_SIDE, SMALL_SIDE = 160, 80
 THUMBNAIL_BYTES = 20_000
 PALETTE = "magma"
 SCALE_STEPS = 8
@@ -67,24 +67,33 @@ class Album:
     def __init__(self, pictures: Pictures | None, indices: Sequence[int], limit: float) -> None:
         self.files: dict[str, bytes] = {}
         self.limit = limit
-        self._pictures: dict[int, Shown] = {}
-        self._captions: dict[int, str] = {}
+        self._made: dict[str, Shown] = {}
         wanted = sorted(set(indices))
         found = pictures(wanted) if pictures and wanted else []
         if pictures and len(found) != len(wanted):
             raise ReportError(
                 f"asked for {len(wanted)} pictures and got {len(found)}, check the evaluation tars"
             )
-        for index, picture in zip(wanted, found, strict=False):
-            data, suffix, (width, height) = encode_thumbnail(picture.image, index)
-            path = f"images/{index:06d}.{suffix}"
-            self.files[path] = data
-            self._pictures[index] = Shown(path, f"Image {index}: {picture.caption}", width, height)
-            self._captions[index] = picture.caption
+        self._pictures: dict[int, Picture] = dict(zip(wanted, found, strict=False))
 
     def picture(self, index: int) -> tuple[Shown | None, str]:
         """Return an image and its caption; None and no words when the report was given no pictures."""
-        return self._pictures.get(index), self._captions.get(index, "")
+        picture = self._pictures.get(index)
+        return self._shown(index, "images", THUMBNAIL_SIDE), picture.caption if picture else ""
+
+    def small(self, index: int) -> Shown | None:
+        """Return an image as it stands in a row of many; None when the report was given no pictures."""
+        return self._shown(index, "images/small", SMALL_SIDE)
+
+    def _shown(self, index: int, folder: str, side: int) -> Shown | None:
+        picture, name = self._pictures.get(index), f"{folder}/{index:06d}"
+        if picture is None:
+            return None
+        if name not in self._made:
+            data, suffix, size = encode_thumbnail(picture.image, index, side)
+            self.files[f"{name}.{suffix}"] = data
+            self._made[name] = Shown(f"{name}.{suffix}", f"Image {index}: {picture.caption}", *size)
+        return self._made[name]
 
     def item(self, run: str, details: Details, position: int) -> Item:
         """Return the gallery image at `position` of a run's gallery, with its error map."""
@@ -173,20 +182,28 @@ def draw_map(patches: Array, limit: float) -> bytes:
     return buffer.getvalue()
 
 
-def encode_thumbnail(image: Image.Image, index: int) -> tuple[bytes, str, tuple[int, int]]:
-    """Return an image as a small file of at most 20 KB: PNG where that is enough, else JPEG."""
+def encode_thumbnail(
+    image: Image.Image, index: int, side: int = THUMBNAIL_SIDE
+) -> tuple[bytes, str, tuple[int, int]]:
+    """Return an image as a file of at most 20 KB, its suffix and its size: PNG where that is the smaller, else JPEG."""
     small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    attempts: list[tuple[str, dict[str, int]]] = [("png", {"optimize": 1})]
-    attempts += [("jpg", {"quality": quality}) for quality in (88, 75, 60, 40)]
-    for suffix, options in attempts:
-        buffer = io.BytesIO()
-        small.save(buffer, {"png": "PNG", "jpg": "JPEG"}[suffix], **options)
-        if buffer.tell() <= THUMBNAIL_BYTES:
-            return buffer.getvalue(), suffix, small.size
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    plain_png = _encoded(small, "PNG", optimize=1)
+    for quality in (85, 75, 60, 40):
+        jpeg = _encoded(small, "JPEG", quality=quality)
+        if len(plain_png) <= min(len(jpeg), THUMBNAIL_BYTES):
+            return plain_png, "png", small.size
+        if len(jpeg) <= THUMBNAIL_BYTES:
+            return jpeg, "jpg", small.size
     raise ReportError(
         f"the thumbnail of image {index} does not fit in {THUMBNAIL_BYTES} bytes, leave the image out"
     )
+
+
+def _encoded(image: Image.Image, form: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def colour_scale(limit: float) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def query_strips(album: Album, details: Details) -> list[Strip]:
 def _strip(
     album: Album, title: str, asked: Shown | None, words: str, found: tuple[Rows, Rows], own: str
 ) -> Strip:
-    true, predicted = ([shown for row in rows if (shown := album.picture(int(row))[0])] for rows in found)
+    true, predicted = ([shown for row in rows if (shown := album.small(int(row)))] for rows in found)
     return Strip(title, asked, words, true, predicted, int(np.isin(*found).sum()), own)
 
 
