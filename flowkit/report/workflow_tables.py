@@ -137,23 +137,20 @@ def hardware_table(nodes: Sequence[Node]) -> Table:
             kinds.setdefault(replace(one.hardware, accelerator=None), []).append((node, one))
     headers = [
         Header("processor"),
-        Header(
-            "cores used of",
-            "Cores that the stages were allowed to use, and that the machine has.",
-            numeric=True,
-        ),
+        Header("cores", "Cores that a stage was allowed to use, and that the machine has.", numeric=True),
         Header("memory", numeric=True),
-        Header("accelerator"),
+        Header("accelerator", "Where the process of a stage could use one."),
         Header("machines"),
         Header("stages"),
     ]
-    lines = [_hardware_line(kind, ran) for kind, ran in kinds.items()]
-    caption = "What the stages ran on. A stage names an accelerator when it can compute on one."
-    return Table(caption, headers, lines)
+    every = {node.stage for node in nodes if node.ran}
+    lines = [_hardware_line(kind, ran, every) for kind, ran in kinds.items()]
+    return Table("What the stages ran on.", headers, lines)
 
 
-def _hardware_line(kind: Hardware, ran: Sequence[tuple[Node, Ran]]) -> Line:
+def _hardware_line(kind: Hardware, ran: Sequence[tuple[Node, Ran]], every: set[str]) -> Line:
     used, cores = (UNKNOWN if number is None else f"{number:.0f}" for number in (kind.usable_cpus, kind.cpus))
+    stages = list(dict.fromkeys(node.stage for node, _ in ran))
     return Line(
         [
             Cell(kind.cpu_model or UNKNOWN, note=kind.machine or ""),
@@ -161,7 +158,7 @@ def _hardware_line(kind: Hardware, ran: Sequence[tuple[Node, Ran]]) -> Line:
             _number(kind.memory_gb, lambda value: f"{plain(value, 0 if value >= 100 else 1)} GB"),
             Cell(_few(sorted({one.hardware.accelerator or UNKNOWN for _, one in ran}))),
             Cell(_few(sorted({one.host for _, one in ran}))),
-            Cell(", ".join(dict.fromkeys(node.stage for node, _ in ran))),
+            Cell("all" if set(stages) == every else ", ".join(stages)),
         ]
     )
 

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowkit.errors import StageError
-from flowkit.provenance import code_fingerprint, digest_of, folder_digests, read_json, source_hash, write_json
+from flowkit.provenance import (
+    RunRecord,
+    code_fingerprint,
+    digest_of,
+    folder_digests,
+    host_facts,
+    read_json,
+    source_hash,
+    write_json,
+)
 from flowkit.stages.fingerprint import code_of
 
 SOURCE = '''"""Header."""
@@ -117,3 +130,68 @@ def test_digests_depend_on_content_and_names_only(tmp_path: Path) -> None:
     (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
     assert folder_digests(tmp_path / "a") != folder_digests(tmp_path / "b")
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+
+
+def test_record_says_on_what_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    first, second = (RunRecord("train", {}, []).as_dict() for _ in range(2))
+    assert first["process"]["id"] == os.getpid()
+    assert first["process"]["began"] == second["process"]["began"]
+    assert first["process"]["seconds_before"] <= second["process"]["seconds_before"]
+    assert (first["slurm_job"], first["tasks"]) == ("4711", 8)
+    assert first["host"]["usable_cpus"] <= first["host"]["cpus"]
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not {"slurm_job", "tasks"} & RunRecord("train", {}, []).as_dict().keys()
+
+
+class Cuda:
+    """What the record asks of torch."""
+
+    def __init__(self, count: int, *, is_broken: bool = False) -> None:
+        self.count, self.is_broken = count, is_broken
+
+    def is_available(self) -> bool:
+        return self.count > 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def get_device_name(self, number: int) -> str:
+        if self.is_broken:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return f"NVIDIA H200 {number}"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "expected"),
+    [
+        (Cuda(4), {"name": "NVIDIA H200 0", "count": 4}),
+        (Cuda(0), None),
+        (Cuda(1, is_broken=True), {"name": "not answering", "count": 0}),
+    ],
+)
+def test_accelerator_is_that_of_the_loaded_torch(
+    monkeypatch: pytest.MonkeyPatch, cuda: Cuda, expected: object
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert host_facts()["accelerator"] == expected
+
+
+def test_recording_loads_no_torch() -> None:
+    code = "import sys; from flowkit.provenance import host_facts; a = host_facts(); print('torch' in sys.modules, a)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False")
+    assert "'accelerator': None" in done.stdout
+
+
+def test_what_the_system_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(self: Path, **_: object) -> str:
+        raise FileNotFoundError(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", absent)
+        facts = host_facts()
+    assert "name" in facts
+    assert not {"cpu_model", "memory_gb"} & facts.keys()
