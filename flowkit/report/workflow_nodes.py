@@ -54,6 +54,8 @@ class Ran:
     host: str
     hardware: Hardware
     slurm_job: str | None
+    tasks: float
+    """How many processes worked together; the record is of the first."""
     is_by_hand: bool
     versions: Mapping[str, str]
     code: tuple[str, ...]
@@ -210,6 +212,7 @@ def _read(file: Path, node: str, results: int) -> Ran | None:
         host=name,
         hardware=_hardware(host),
         slurm_job=str(record["slurm_job"]) if record.get("slurm_job") else None,
+        tasks=finite(record.get("tasks")) or 1.0,
         is_by_hand=bool(record.get("by_hand")),
         versions={str(name): str(version) for name, version in _mapping(record.get("versions")).items()},
         code=tuple(str(one) for one in code) if isinstance(code := record.get("code"), list) else (),

@@ -71,6 +71,8 @@ def _stage_line(node: Node, total: float, pages: Mapping[str, str]) -> Line:
     is_of_a_run = node.stage in STAGES_OF_RUNS and node.label in pages
     count = f"{node.results:,}" if node.state == "done" else f"{node.done:,} of {node.results:,}"
     notes = [f"{node.processes:,} processes" if node.processes > 1 else ""]
+    tasks = max((one.tasks for one in node.ran), default=1.0)
+    notes.append(f"{tasks:.0f} tasks together" if tasks > 1 else "")
     notes.append("by hand" if any(one.is_by_hand for one in node.ran) else "")
     notes.append(f"{len(node.without_record):,} without a record" if node.without_record else "")
     instead = "" if node.done else NOT_SET

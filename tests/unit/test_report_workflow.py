@@ -128,7 +128,8 @@ def test_records_of_any_shape_are_survived(tmp_path: Path, content: str) -> None
 
 def test_stage_lines_say_what_is_not_done_and_link_runs(tmp_path: Path) -> None:
     write_result(
-        tmp_path / "results/small/train", record(70.0, process=1, before=2.0, cpu=200.0, by_hand=["a=1"])
+        tmp_path / "results/small/train",
+        record(70.0, process=1, before=2.0, cpu=200.0, by_hand=["a=1"], tasks=8),
     )
     nodes = read(tmp_path, node("train", label="flow"), node("sample", "train", label="flow"))
     first, second = stages_table(nodes, {"flow": "runs/flow.html"}).lines
@@ -136,7 +137,7 @@ def test_stage_lines_say_what_is_not_done_and_link_runs(tmp_path: Path) -> None:
         "train", "flow", "1", "2026-01-02 03:00", "1 min 12 s", "100 %", "3 min 20 s", "100 MB", "",
     ]  # fmt: skip
     assert first.cells[1].page == "runs/flow.html"
-    assert first.cells[2].note == "by hand"
+    assert first.cells[2].note == "8 tasks together, by hand"
     assert [cell.text for cell in second.cells][2:6] == ["0 of 1", "not run yet", "–", "–"]
 
 

@@ -125,8 +125,8 @@ def test_words_for_those_who_do_not_see_it_come_from_the_numbers() -> None:
     assert "Most time went into b x (40 s, 40 %), c x (30 s, 30 %), d x (20 s, 20 %)." in plot.alt
     assert "has 4 of them and ends with late x" in plot.alt
     assert "longest chain, 1 min 10 s: a x → b x → d x → late x" in plot.caption
-    assert plot.data.columns[:3] == ("stage", "what", "after")
-    assert [row[:3] for row in plot.data.rows][3] == ("d", "x", "b x; c x")
+    assert list(plot.data.columns[:3]) == ["stage", "what", "after"]
+    assert list(plot.data.iloc[3, :3]) == ["d", "x", "b x; c x"]
 
 
 def test_what_is_not_done_says_so_in_words() -> None:
@@ -163,7 +163,7 @@ def test_no_text_is_wider_than_its_box(name: str) -> None:
         assert text_width(text, 12.5, is_bold=True) < BOX_WIDTH * 1.15, text
         assert text.isprintable()
     assert all(text.endswith("…") for text in found[:3])
-    assert name in plot.data.rows[0][0]
+    assert plot.data.loc[0, "stage"] == name
 
 
 def test_texts_are_cut_only_where_they_must_be() -> None:
@@ -187,4 +187,4 @@ def test_pictures_of_any_number_of_runs_stay_small() -> None:
         assert plot.width < 1200
         assert plot.height < 400
         assert len(plot.svg) < 60_000
-        assert len(plot.data.rows) == 3 + 3 * runs
+        assert len(plot.data) == 3 + 3 * runs
