@@ -7,14 +7,16 @@ mean cosine over its tokens. `component_*` are figures along the principal compo
 largest variance first. `neighbours_*` are rows of the images nearest to each gallery image's true and
 predicted vector, `query_*` the images whose first captions were asked and those that they find among true
 and predicted embeddings. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
-prediction. Ranks count from 1; 0 is not measured.
+prediction. Ranks count from 1; 0 is not measured. `spread_image` weighs the images of an R2, and `without_<metric>` is
+a figure without each tenth of the images: both tell how sure a difference between two runs is, and may be missing.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ ROWS_OF_IMAGES = (
     *("query_index", "query_true", "query_predicted"),
 )
 """Arrays that name images by their row."""
+WITHOUT = "without_"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Details:
     query_index: Rows
     query_true: Rows
     query_predicted: Rows
+    spread_image: Array | None = None
+    without: Mapping[str, Array] = field(default_factory=dict)
+    """By metric."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,20 @@ def read_details(path: Path) -> Details:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ReportError(f"{path} cannot be read ({error}), evaluate the run again") from error
-    names = [item.name for item in fields(Details)]
+    names = [
+        item.name for item in fields(Details) if item.default is MISSING and item.default_factory is MISSING
+    ]
     if missing := [name for name in names if name not in arrays]:
         raise ReportError(f"{path} lacks the arrays {', '.join(missing)}, evaluate the run again")
+    spread = arrays.get("spread_image")
     details = Details(
-        **{name: arrays[name].astype(np.int64 if name in ROWS_OF_IMAGES else np.float64) for name in names}
+        **{name: arrays[name].astype(np.int64 if name in ROWS_OF_IMAGES else np.float64) for name in names},
+        spread_image=None if spread is None else spread.astype(np.float64),
+        without={
+            name.removeprefix(WITHOUT): values.astype(np.float64)
+            for name, values in sorted(arrays.items())
+            if name.startswith(WITHOUT)
+        },
     )
     _check_shapes(details, path)
     return details
@@ -124,6 +139,8 @@ def _check_shapes(details: Details, path: Path) -> None:
         "gallery_index": gallery,
         "error_map": gallery + tokens,
     }
+    if details.spread_image is not None:
+        expected["spread_image"] = images
     for name, shape in expected.items():
         if getattr(details, name).shape != shape:
             found = getattr(details, name).shape

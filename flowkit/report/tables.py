@@ -1,13 +1,14 @@
 """Tables as data: what a template prints, a reader sorts, and a CSV file holds.
 
-`Table` is made of cells with a text, a note (the interval) and a number to sort by. The numbers behind a figure
-are a data frame: `numbers` makes it, `sample` thins it for a page, `to_csv` writes it in full precision.
+`Table` is made of cells with a text, a note (the interval) and a number to sort by. A page prints the first lines of
+a long one, and `light` gives all of them in a data file for readers with scripts. The numbers behind a figure are a
+data frame: `numbers` makes it, `sample` thins it for a page, `to_csv` writes it in full precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from flowkit.report.data import Difference, Measurement, Note
 from flowkit.report.details import Array, Details
 from flowkit.report.measures import in_order, measure, plain
+from flowkit.report.scripts import data_script, shortened
 from flowkit.report.standings import HEADLINE, Entry
 
 THRESHOLDS = (0.7, 0.8, 0.9)
@@ -24,6 +26,10 @@ PAIRED = (
     "Image by image, so that what both share does not widen the 95 % interval; it is of these networks, and another "
     "training seed would move them, too."
 )
+MOST_LINES, MOST_CELLS = 100, 2500
+"""What a page prints of a table: so many lines, fewer of a wide one. Scripts show as many at a time."""
+DIGITS = 7
+"""Significant digits of the numbers that a data file sorts by."""
 Scalar = float | int | str | None
 
 
@@ -58,12 +64,46 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption that says how to read it."""
+    """A table with a caption that says how to read it.
+
+    `lines` are only the first of `count` lines where `rows` names the file with all of them; `csv` has them as numbers.
+    """
 
     caption: str
     headers: Sequence[Header]
     lines: Sequence[Line]
     sortable: bool = False
+    rows: str = ""
+    csv: str = ""
+    count: int = 0
+
+
+def light(table: Table, name: str, *, csv: str) -> tuple[Table, dict[str, bytes]]:
+    """Return a table as a page prints it, and the data file with all its lines where the page prints only the first.
+
+    `name` is for the file, unique in the report; `csv` is the path below the report that has everything as numbers. A
+    short table comes back as it is, without a file. Paths in cells are those below the report's top.
+    """
+    most = max(10, min(MOST_LINES, MOST_CELLS // max(1, len(table.headers)) // 10 * 10))
+    if len(table.lines) <= most:
+        return table, {}
+    path = f"data/tables/{name}.js"
+    rows = [[line.kind.replace(" ", "-"), *map(packed, line.cells)] for line in table.lines]
+    printed = replace(table, lines=table.lines[:most], rows=path, csv=csv, count=len(rows))
+    return printed, {path: data_script({"rows": rows})}
+
+
+def packed(cell: Cell) -> list[Scalar] | str:
+    """Return a cell as `row` in site.js takes it: its text alone, or text, note, number, mark and page.
+
+    The mark is 1 for the best trained run and 2 for what is missing; the end of the list is left out where it is empty.
+    """
+    mark = 1 if cell.best else 2 if cell.missing else 0
+    number = None if cell.number is None else shortened(cell.number, DIGITS)
+    parts: list[Scalar] = [cell.text, cell.note, number, mark, cell.page]
+    while len(parts) > 1 and not parts[-1] and not (len(parts) == 3 and number is not None):
+        parts.pop()
+    return parts if len(parts) > 1 else cell.text
 
 
 def results_table(
