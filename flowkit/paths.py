@@ -9,8 +9,8 @@
     <data_root>/heads/<encoder id>/                    final norm and projection of the target
     <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
     <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/, page/
-    <results>/<experiment>/                            summary/, site/, report/, key-figures/, logs/, summary.json,
-                                                       verdicts.json
+    <results>/<experiment>/                            survey/, summary/, site/, report/, key-figures/, logs/,
+                                                       summary.json, verdicts.json
     <results>/index.html                               all experiments that have a report
 
 Below `data_root` all experiments share; an encoder id is its name and a digest of its settings. Each of these folders
@@ -123,6 +123,11 @@ class Places:
     def page(self, run: str) -> Path:
         """Folder of the page of a run or baseline, with its figures and images."""
         return self.experiment_folder / "runs" / run / "page"
+
+    @property
+    def survey(self) -> Path:
+        """Folder of what the data look like: counts, refused images, channels, norms, images in both sets."""
+        return self.experiment_folder / "survey"
 
     @property
     def summary(self) -> Path:

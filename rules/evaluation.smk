@@ -1,6 +1,6 @@
-# Metrics, one rule per trained run and one for all baselines, and the table that joins them.
+# Metrics, one rule per trained run and one for all baselines, what the data look like, and the table of all metrics.
 
-for job in jobs_of("evaluate", "summary"):
+for job in jobs_of("evaluate", "survey", "summary"):
 
     rule:
         name:

@@ -24,6 +24,7 @@ STAGES = {
     "sample": "Translate the evaluation set with a trained run.",
     "baselines": "Fit the closed-form baselines and translate the evaluation set with them.",
     "ceilings": "Encode the evaluation set once more: unrounded, from JPEGs, from crops.",
+    "survey": "Look at the data: counts, refused images, channels, norms, images that training has seen.",
     "evaluate": "Measure the samples of a run or baseline.",
     "summary": "Join the metrics of all runs and judge the goals.",
     "page": "Write the page of a run with its figures and images.",

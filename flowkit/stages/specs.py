@@ -95,6 +95,7 @@ class Plan(DataPlan):
             yield self._ceilings(ceilings)
         if self.config.baselines:
             yield self._evaluate("baselines", self.config.baselines)
+        yield self._survey()
         yield self._summary()
         yield from self._pages()
 
@@ -207,6 +208,18 @@ class Plan(DataPlan):
         spec = self._spec("evaluate", target, values)
         return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=6000, runtime_minutes=240)
 
+    def _survey(self) -> Job:
+        train, dataset = self.config.data.train, self.config.data.evaluation
+        values = {
+            "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
+            "evaluation": {"images": self.config.evaluation.images},
+            "datasets": {name: {"kind": self.config.datasets[name].kind} for name in self.datasets},
+        }
+        # tars are no input: to fetch terabytes again for a few thumbnails would be a bad bargain
+        inputs = tuple(self._pairs_folder(name) for name in self.datasets)
+        spec = self._spec("survey", {"train": train, **self._pair_target(dataset)}, values)
+        return Job("survey", spec, inputs, (self.places.survey,), memory_mb=4000, runtime_minutes=240)
+
     def _summary(self) -> Job:
         values = {"goals": self.config.goals.model_dump(), "runs": self.all_runs}
         target = {"runs": ",".join(self.all_runs), "dataset": self.config.data.evaluation}
@@ -272,7 +285,7 @@ class Plan(DataPlan):
             "workflow": canonical_json(nodes_of(jobs, self.places)),
             **self._pair_target(dataset),
         }
-        inputs = (self.places.summary, *(self.places.page(run) for run in self.all_runs))
+        inputs = (self.places.summary, self.places.survey, *(self.places.page(run) for run in self.all_runs))
         return Job("report", self._spec("report", target, values), inputs, (self.places.site,), is_local=True)
 
 

@@ -1,0 +1,185 @@
+"""Evaluation images that training has seen, or nearly: found by the target's pooled vectors and by digests of files.
+
+The training images are read once, tar by tar; what is kept grows with the evaluated images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flowkit.evaluation.survey import BestMatches, best_within
+from flowkit.evaluation.tokens import Array, Integers, evenly_spaced
+from flowkit.features.loader import PairedTokens
+from flowkit.features.metadata import POOLED
+from flowkit.features.records import HalfArray
+from flowkit.features.store import TokenStore
+from flowkit.progress import Progress
+
+ROWS = 4096
+"""Pooled vectors in memory at once."""
+CAPTION_LETTERS = 300
+
+
+@dataclass(frozen=True)
+class Place:
+    """An image: where it is in the tars, its first caption, and the digest of its file where that is kept."""
+
+    tar: str
+    index: int
+    key: str
+    caption: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The first `images` pairs of a data set, and the target's stores and the tars of all of it."""
+
+    dataset: str
+    pairs: PairedTokens
+    images: int
+    stores: Sequence[Path]
+    tars: Sequence[str]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the images tar by tar, with one store open at a time."""
+        tar_N = self.pairs.pairs["tar"].to_numpy()[: self.images]
+        row_N = self.pairs.pairs["target_row"].to_numpy()[: self.images]
+        tars, starts = np.unique(tar_N, return_index=True)  # pairs are in tar order
+        for tar, start, end in zip(tars, starts, [*starts[1:], self.images], strict=True):
+            yield Part(self.tars[tar], np.arange(start, end), row_N[start:end], TokenStore(self.stores[tar]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one tar: their numbers among those of the side, and their records in the target's store."""
+
+    tar: str
+    numbers: Integers
+    rows: Integers
+    store: TokenStore
+
+    def place(self, at: int) -> Place:
+        """Return where the image `at` of this part is."""
+        sample = self.store.samples.iloc[int(self.rows[at])]
+        caption = str(sample["captions"][0]) if len(sample["captions"]) else ""
+        shown = caption if len(caption) <= CAPTION_LETTERS else f"{caption[:CAPTION_LETTERS]}…"
+        return Place(
+            self.tar, int(sample["index"]), str(sample["key"]), shown, _digest(sample["image_sha256"])
+        )
+
+    def digests(self) -> list[str | None]:
+        """Return the digest of each image's file, None where there is none."""
+        return list(map(_digest, self.store.samples["image_sha256"].iloc[self.rows]))
+
+    def vectors(self) -> Iterator[tuple[int, HalfArray]]:
+        """Yield (number of the first image, pooled vectors [n, P]) in chunks."""
+        for start in range(0, len(self.rows), ROWS):
+            yield start, self.store.read_pooled(self.rows[start : start + ROWS])
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosine of the best match of each evaluated image [Q], by where it was looked for, and the places in training.
+
+    `as_many`: among evenly spaced training images, one fewer than there are evaluated ones, which is how many `within`
+    looks among; that is NaN where there is only one image.
+    """
+
+    training: Array
+    as_many: Array
+    within: Array
+    places: Sequence[Place]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found. `reason` says why there are no cosines; `same_file` is None where no digests are kept."""
+
+    evaluated: Sequence[Place]
+    training: int
+    as_many: int
+    reason: str
+    cosines: Cosines | None
+    same_file: int | None
+
+
+def search(training: Side, evaluation: Side) -> Search:
+    """Look for every evaluated image among the training images."""
+    parts = list(evaluation.parts())
+    evaluated = [part.place(at) for part in parts for at in range(len(part.rows))]
+    reason = _why_not(training, evaluation)
+    files = _SameFiles(evaluated)
+    spaced = evenly_spaced(training.images, len(evaluated) - 1)
+    vectors = None
+    if not reason:
+        vectors = _Vectors(np.concatenate([chunk for part in parts for _, chunk in part.vectors()]), spaced)
+    progress = Progress("look for evaluation images among those of training", training.images, "image")
+    for part in training.parts():
+        files.add(part)
+        if vectors is not None:
+            vectors.add(part)
+        progress.advance(len(part.rows))
+    progress.close()
+    cosines = None if vectors is None else vectors.cosines()
+    return Search(evaluated, training.images, len(spaced), reason, cosines, files.count)
+
+
+def _digest(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _why_not(*sides: Side) -> str:
+    """Why vectors cannot be compared; "" if they can."""
+    for side in sides:
+        store = TokenStore(side.stores[0])
+        if POOLED not in store.attributes["arrays"]:
+            return f"the stores of {store.attributes['encoder']} hold no pooled vectors"
+    return ""
+
+
+class _SameFiles:
+    """Which evaluated images are, byte by byte, training images."""
+
+    def __init__(self, evaluated: Sequence[Place]) -> None:
+        self._numbers: dict[str, list[int]] = {}
+        for number, place in enumerate(evaluated):
+            if place.digest is not None:
+                self._numbers.setdefault(place.digest, []).append(number)
+        self._found: set[int] = set()
+        self._has_digests = False
+
+    @property
+    def count(self) -> int | None:
+        return len(self._found) if self._numbers and self._has_digests else None
+
+    def add(self, part: Part) -> None:
+        for digest in part.digests():
+            self._has_digests |= digest is not None
+            self._found.update(self._numbers.get(digest, ()) if digest is not None else ())
+
+
+class _Vectors:
+    """The best matches of the evaluated images' pooled vectors [Q, P], filled tar by tar."""
+
+    def __init__(self, vectors_QP: HalfArray, spaced: Integers) -> None:
+        self._all, self._as_many = BestMatches(vectors_QP), BestMatches(vectors_QP)
+        self._within = best_within(vectors_QP)
+        self._spaced = spaced
+        self._places: dict[int, Place] = {}
+
+    def add(self, part: Part) -> None:
+        is_spaced = np.isin(part.numbers, self._spaced, assume_unique=True)
+        for start, vectors_nP in part.vectors():
+            found, rows = self._all.add(vectors_nP)
+            for number, row in zip(found.tolist(), rows.tolist(), strict=True):
+                self._places[number] = part.place(start + row)
+            self._as_many.add(vectors_nP[is_spaced[start : start + len(vectors_nP)]])
+
+    def cosines(self) -> Cosines:
+        places = [self._places[number] for number in range(len(self._within))]
+        return Cosines(self._all.cosine_Q, self._as_many.cosine_Q, self._within, places)
