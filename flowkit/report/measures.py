@@ -242,3 +242,17 @@ def short(value: float | str | None) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in the unit that people would say it in: `4.2 s`, `52 s`, `3 min 10 s`, `4.2 h`."""
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
+    if seconds < 9.95:
+        return f"{plain(seconds, 1)} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 3599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"

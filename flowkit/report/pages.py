@@ -9,22 +9,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from flowkit.report.compare import compare_page
 from flowkit.report.data import Results, RunFiles
+from flowkit.report.data_page import data_page
 from flowkit.report.figures import fidelity_against_distribution
 from flowkit.report.gallery import Item, colour_scale, common_indices
 from flowkit.report.made_page import MadePage
 from flowkit.report.measures import KEY_METRICS, in_order
 from flowkit.report.rendering import TEMPLATES, Facts, Files, Renderer, figure_files
+from flowkit.report.run_data import RunData
 from flowkit.report.scene import Scene
 from flowkit.report.standings import Entry, best, best_per_run, comparisons
 from flowkit.report.states import RunState, unfinished
-from flowkit.report.tables import Table, measurements_csv, results_table
+from flowkit.report.tables import AboutRun, Table, light, measurements_csv, results_table
 from flowkit.report.workflow import workflow_page
 from flowkit.report.workflow_nodes import Node
 
+SURVEY_COMMAND = "flowkit survey --config CONFIG"
 COMMAND = "flowkit run -- --profile profiles/local --configfile CONFIG"
+SUMMARY = "data/summary.csv"
 COMPARED_RUNS, COMPARED_TRAINED = 8, 6
 COMPARED_IMAGES = 12
 STRIP_IMAGES = 6
@@ -34,7 +40,8 @@ STRIP_IMAGES = 6
 class Site:
     """Everything that `render_site` needs.
 
-    The results, the pages of runs that were made, how each run stands; the works of the workflow with their times, the
+    The results, the pages of runs that were made, how each run stands, the data of runs for comparisons, the folder of
+    the survey of the data if there is one; the works of the workflow with their times, the
     trained runs with their records, the values of the sections that a run overrides, what each stage does.
     """
 
@@ -42,6 +49,8 @@ class Site:
     results: Results
     made: Mapping[str, MadePage] = field(default_factory=dict)
     states: Sequence[RunState] = ()
+    data: Sequence[RunData] = ()
+    survey: Path | None = None
     nodes: Sequence[Node] = ()
     trained: Sequence[RunFiles] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -63,6 +72,8 @@ def render_site(site: Site) -> Files:
     )
     files = _index_page(site, scene, render)
     files |= _gallery_page(site, scene, render)
+    files |= compare_page(render, _ranked(scene, site.data))
+    files |= data_page(render, site.survey, SURVEY_COMMAND)
     pages = {run: made.page for run, made in site.made.items()}
     files |= workflow_page(
         render, site.nodes, site.trained, site.defaults, COMMAND, pages=pages, meanings=site.meanings
@@ -74,6 +85,11 @@ def _index_page(site: Site, scene: Scene, render: Renderer) -> Files:
     champion, flow = scene.best, scene.best_flow
     plot = fidelity_against_distribution(scene.leading)
     files, figures = figure_files("figures", [plot] if plot else [])
+    tables = []
+    for number, data in enumerate(dict.fromkeys(entry.data for entry in scene.entries)):
+        found, made = _results(site, scene, data, number)
+        tables.append((data, *found))
+        files |= made
     page = render(
         "index.html.j2",
         champion=champion,
@@ -87,10 +103,16 @@ def _index_page(site: Site, scene: Scene, render: Renderer) -> Files:
         unfinished=unfinished(site.states),
         states=site.states,
         strip=_strip(site, champion),
-        tables=[_results(site, scene, data) for data in dict.fromkeys(entry.data for entry in scene.entries)],
+        tables=tables,
         figures=figures,
     )
     return files | {"index.html": page}
+
+
+def _ranked(scene: Scene, data: Sequence[RunData]) -> list[RunData]:
+    """Return the data of runs, best first."""
+    places = {entry.run: place for place, entry in enumerate(best_per_run(scene.leading))}
+    return sorted(data, key=lambda run: places.get(run.run, len(places)))
 
 
 def _strip(site: Site, champion: Entry | None) -> Sequence[Item]:
@@ -99,19 +121,34 @@ def _strip(site: Site, champion: Entry | None) -> Sequence[Item]:
     return made.groups[-1].items[:STRIP_IMAGES] if made and made.groups else []
 
 
-def _results(site: Site, scene: Scene, data: str) -> tuple[str, Table, Table]:
-    """Return the tables of one data set: the key metrics and all metrics."""
+def _results(site: Site, scene: Scene, data: str, number: int) -> tuple[list[Table], Files]:
+    """Return the tables of one data set, the key metrics and all metrics, and the files of their further lines."""
     mine = [entry for entry in scene.entries if entry.data == data]
     known = {name for entry in mine for name in entry.measurements}
-    pages = {run: made.page for run, made in site.made.items()}
+    about = {run: _about_run(site, run) for run in {entry.run for entry in mine}}
     caption = (
         f"Held-out images of data set “{data}”. Small print: 95 % interval. ▲ marks the best trained run."
     )
     key = [name for name in KEY_METRICS if name in known]
-    return (
-        data,
-        results_table(mine, key, pages, caption),
-        results_table(mine, in_order(known), pages, caption),
+    tables: list[Table] = []
+    files: Files = {}
+    for name, metrics in (("results", key), ("all-metrics", in_order(known))):
+        whole = results_table(mine, metrics, about, caption, with_training=name == "results")
+        table, made = light(whole, f"{name}-{number}", csv=SUMMARY)
+        tables.append(table)
+        files |= made
+    return tables, files
+
+
+def _about_run(site: Site, run: str) -> AboutRun:
+    """Return what the table of results says of a run beside its figures."""
+    made, state = site.made.get(run), next((one for one in site.states if one.run == run), None)
+    return AboutRun(
+        page=made.page if made else "",
+        state=state.words if state else "",
+        curve=made.sparkline if made else (),
+        curve_of=made.sparkline_of if made else "",
+        trained_seconds=made.seconds.get("train") if made else None,
     )
 
 
@@ -149,7 +186,7 @@ def _data_files(site: Site) -> Files:
     verdicts = [asdict(verdict) for verdict in site.results.verdicts]
     facts = asdict(site.facts)
     return {
-        "data/summary.csv": measurements_csv(site.results.measurements).encode(),
+        SUMMARY: measurements_csv(site.results.measurements).encode(),
         "data/verdicts.json": _json(verdicts),
         "about.json": _json(facts),
         "style.css": (TEMPLATES / "style.css").read_bytes(),

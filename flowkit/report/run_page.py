@@ -22,6 +22,7 @@ from flowkit.report.neighbours import indices as strip_images
 from flowkit.report.neighbours import neighbour_strips, query_strips
 from flowkit.report.records import pretty, settings, stage_seconds
 from flowkit.report.rendering import Facts, Files, Renderer, figure_files
+from flowkit.report.run_data import run_data
 from flowkit.report.run_tables import (
     changed_settings,
     notes_table,
@@ -29,7 +30,7 @@ from flowkit.report.run_tables import (
     seeds_table,
     stage_costs,
 )
-from flowkit.report.scene import Scene, details_of, page_of, slug
+from flowkit.report.scene import Scene, data_of, details_of, page_of, slug
 from flowkit.report.standings import Entry, best_per_run, comparisons, label
 from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import Table, differences_table, metrics_table, thresholds_table
@@ -73,11 +74,12 @@ def render_run(asked: RunPage) -> Files:
     drawn = error_over_time(run.name, run.metrics), evaluations_study(run.name, scene.leading)
     made, studies = figure_files(folder, [plot for plot in drawn if plot])
     files |= made
-    samplers = []
+    figures, samplers = {"": [*curves, *studies]}, []
     for sampler, arrays in sorted(run.details.items(), key=lambda item: item[1] is not details):
         made, shown = _evaluated(run.name, sampler, arrays)
         files |= made
         samplers.append(shown)
+        figures[sampler] = shown["figures"]
     render = Renderer(asked.facts, legend=colour_scale(album.limit))
     files[page_of(run.name)] = render(
         "run.html.j2",
@@ -98,6 +100,18 @@ def render_run(asked: RunPage) -> Files:
         settings=settings(run),
         records=[(record.name, pretty(record)) for record in run.records],
     )
+    mine = [entry for entry in scene.leading if entry.run == run.name]
+    if mine:
+        files[data_of(run.name)] = run_data(
+            run.name,
+            slug(run.name),
+            mine,
+            run.details,
+            settings=settings(run),
+            figures=figures,
+            items=[item for group in found for item in group.items],
+            question=asked.question,
+        )
     line, words = sparkline(run.metrics)
     about = MadePage(
         run=run.name,

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowkit.provenance import digest_of
 from flowkit.report.data import Note, RunFiles, StageRecord, finite
-from flowkit.report.measures import in_order, measure, plain
+from flowkit.report.measures import duration, in_order, measure, plain
 from flowkit.report.records import UNKNOWN, leaves, rates_text, settings
 from flowkit.report.standings import Entry
 from flowkit.report.tables import Cell, Header, Line, Table
@@ -169,15 +169,3 @@ def hardware(host: object) -> str:
         f"{cpus} cores" if cpus else None,
     ]
     return ", ".join(str(word) for word in words if word)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person says it: 0.4 s, 52 s, 3 min 10 s, 4.2 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{seconds / 3600:.1f} h"

@@ -69,6 +69,11 @@ def page_of(run: str) -> str:
     return f"runs/{slug(run)}.html"
 
 
+def data_of(run: str) -> str:
+    """Return the path of a run's data, from which any two runs are compared."""
+    return f"data/runs/{slug(run)}.js"
+
+
 def slug(name: str) -> str:
     """Return a file name for a run: the name itself when it is plain, else a readable form with a digest."""
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from flowkit.report.data import Difference, Measurement, Note
+from flowkit.report.data import Difference, Measurement
 from flowkit.report.details import Array, Details
-from flowkit.report.measures import in_order, measure, plain
+from flowkit.report.measures import duration, in_order, measure, plain, short
 from flowkit.report.scripts import data_script, shortened
 from flowkit.report.standings import HEADLINE, Entry
 
@@ -44,7 +44,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: `number` is what it sorts by, `best` marks the best trained run, `page` is a link."""
+    """One cell: `number` is what it sorts by, `best` marks the best trained run, `page` is a link.
+
+    `curve` are points of a line in a box of 100 x 24, as SVG takes them.
+    """
 
     text: str
     note: str = ""
@@ -52,6 +55,7 @@ class Cell:
     best: bool = False
     page: str = ""
     missing: bool = False
+    curve: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,41 +98,85 @@ def light(table: Table, name: str, *, csv: str) -> tuple[Table, dict[str, bytes]
 
 
 def packed(cell: Cell) -> list[Scalar] | str:
-    """Return a cell as `row` in site.js takes it: its text alone, or text, note, number, mark and page.
+    """Return a cell as `row` in site.js takes it: its text alone, or text, note, number, mark, page and curve.
 
     The mark is 1 for the best trained run and 2 for what is missing; the end of the list is left out where it is empty.
     """
     mark = 1 if cell.best else 2 if cell.missing else 0
     number = None if cell.number is None else shortened(cell.number, DIGITS)
-    parts: list[Scalar] = [cell.text, cell.note, number, mark, cell.page]
+    parts: list[Scalar] = [cell.text, cell.note, number, mark, cell.page, cell.curve]
     while len(parts) > 1 and not parts[-1] and not (len(parts) == 3 and number is not None):
         parts.pop()
     return parts if len(parts) > 1 else cell.text
 
 
+@dataclass(frozen=True)
+class AboutRun:
+    """What the table of results says of a run beside its figures; empty where it is not known."""
+
+    page: str = ""
+    state: str = ""
+    curve: Sequence[float] = ()
+    curve_of: str = ""
+    trained_seconds: float | None = None
+
+
 def results_table(
-    entries: Sequence[Entry], metrics: Sequence[str], pages: Mapping[str, str], caption: str
+    entries: Sequence[Entry],
+    metrics: Sequence[str],
+    about: Mapping[str, AboutRun],
+    caption: str,
+    *,
+    with_training: bool = False,
 ) -> Table:
-    """Return one line per entry and one column per metric, marking the best trained entry of each column."""
+    """Return one line per entry and one column per metric, marking the best trained entry of each column.
+
+    `with_training` adds how each run was trained, what that took, and how far it is.
+    """
     headers = [Header("run"), Header("sampler")]
     has_differences = any((BESIDE, HEADLINE) in entry.differences for entry in entries)
     for name in metrics:
         headers.append(Header(measure(name).label, _hint(name), numeric=True))
         if name == HEADLINE and has_differences:
             headers.append(Header(f"{measure(name).label} − {BESIDE}", PAIRED, numeric=True))
+    headers += TRAINING if with_training else []
     leaders = {name: _leader(entries, name) for name in metrics}
     lines = []
     for entry in entries:
-        cells = [
-            Cell(entry.run, note=entry.kind, page=pages.get(entry.run, "")),
-            Cell(entry.sampler_name),
-        ]
+        known = about.get(entry.run, AboutRun())
+        cells = [Cell(entry.run, note=entry.kind, page=known.page), Cell(entry.sampler_name)]
         for name in metrics:
             cells.append(_metric_cell(entry, name, best=entry is leaders[name]))
             if name == HEADLINE and has_differences:
                 cells.append(_difference_cell(entry.differences.get((BESIDE, name)), name))
-        lines.append(Line(cells, entry.kind))
+        lines.append(Line([*cells, *(_training_cells(known) if with_training else [])], entry.kind))
     return Table(caption, headers, lines, sortable=True)
+
+
+TRAINING = (
+    Header("training", "A curve from the first to the last step, R² on held-out tars or the training loss."),
+    Header("trained in", "Wall time of the training; its page has hardware and memory.", numeric=True),
+    Header("state", "How far the run is."),
+)
+
+
+def _training_cells(about: AboutRun) -> tuple[Cell, Cell, Cell]:
+    curve, seconds = about.curve, about.trained_seconds
+    ends = f"{short(curve[0])} to {short(curve[-1])}" if curve else ""
+    return (
+        Cell(ends, about.curve_of, curve=curve_points(curve)) if curve else Cell("–", missing=True),
+        Cell("–", missing=True) if seconds is None else Cell(duration(seconds), number=seconds),
+        Cell(about.state) if about.state else Cell("–", missing=True),
+    )
+
+
+def curve_points(values: Sequence[float]) -> str:
+    """Return a curve as points of a line in a box of 100 x 24, from its least to its greatest value."""
+    low, spread = min(values), (max(values) - min(values)) or 1.0
+    step = 100 / max(1, len(values) - 1)
+    return " ".join(
+        f"{at * step:.4g},{22 - 20 * (value - low) / spread:.4g}" for at, value in enumerate(values)
+    )
 
 
 def metrics_table(columns: Sequence[Entry], caption: str) -> Table:
@@ -157,18 +205,6 @@ def differences_table(entry: Entry) -> Table | None:
     ]
     caption = f"{entry.name} less other runs, each at its best. {PAIRED}"
     return Table(caption, headers, lines)
-
-
-def notes_table(notes: Sequence[Note]) -> Table | None:
-    """Return why figures of a run are missing, or on what they were measured; None where there is nothing to say."""
-    lines = [
-        Line(
-            [Cell(one.sampler), Cell(", ".join(measure(name).label for name in one.metrics)), Cell(one.note)]
-        )
-        for one in notes
-    ]
-    headers = [Header("sampler"), Header("metrics"), Header("note")]
-    return Table("What was not measured, and what was measured on less.", headers, lines) if lines else None
 
 
 def thresholds_table(details: Details) -> Table:

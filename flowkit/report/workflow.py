@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowkit.report.data import RunFiles
+from flowkit.report.measures import duration
 from flowkit.report.rendering import Files, Renderer, figure_files
-from flowkit.report.workflow_figure import duration, total_seconds, workflow_figure
+from flowkit.report.workflow_figure import total_seconds, workflow_figure
 from flowkit.report.workflow_layout import longest_chain
 from flowkit.report.workflow_nodes import Node
 from flowkit.report.workflow_tables import (

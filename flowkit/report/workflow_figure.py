@@ -21,7 +21,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
 
 from flowkit.report.drawing import GRID, MUTED, PAPER, SERIES, Canvas, Plot
-from flowkit.report.measures import plain
+from flowkit.report.measures import duration, plain
 from flowkit.report.tables import numbers
 from flowkit.report.workflow_layout import Layout, Spot, folded, lay_out, longest_chain
 from flowkit.report.workflow_nodes import Node
@@ -35,20 +35,6 @@ ARROW_LENGTH = 6.0
 THIN, THICK = 1.0, 2.6
 DEAREST = 3
 PART = " · "
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in the unit that people would say it in: `4.2 s`, `52 s`, `3 min 10 s`, `4.2 h`."""
-    if 0 < seconds < 0.05:
-        return "under 0.1 s"
-    if seconds < 9.95:
-        return f"{plain(seconds, 1)} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 3599.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def total_seconds(nodes: Sequence[Node]) -> float:

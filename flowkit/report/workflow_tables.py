@@ -11,10 +11,10 @@ from datetime import datetime
 
 from flowkit.paths import CLOSED_FORM
 from flowkit.report.data import RunFiles
-from flowkit.report.measures import plain
+from flowkit.report.measures import duration, plain
 from flowkit.report.records import UNKNOWN, leaves, settings
 from flowkit.report.tables import Cell, Header, Line, Table
-from flowkit.report.workflow_figure import duration, share, total_seconds
+from flowkit.report.workflow_figure import share, total_seconds
 from flowkit.report.workflow_nodes import Hardware, Node, Ran
 
 RUNS_AS_COLUMNS = 12

@@ -21,6 +21,8 @@ from flowkit.report.experiments import write_experiments_index
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
 from flowkit.report.pages import Site, render_site
 from flowkit.report.rendering import Files
+from flowkit.report.run_data import read_run_data
+from flowkit.report.scene import data_of
 from flowkit.report.site import check_budgets, copy_report, read_files, write_files
 from flowkit.report.states import RunState, Step
 from flowkit.report.workflow_nodes import read_nodes
@@ -36,7 +38,7 @@ def run(spec: Spec) -> None:
     """Commit the pages of the experiment and put the copies in place."""
     places, runs = spec.places, spec.target["runs"].split(",")
     states = [_state(spec, name) for name in runs]
-    wanted = [places.summary, *map(places.page, runs)]
+    wanted = [places.summary, places.survey, *map(places.page, runs)]
     inputs = [folder for folder in wanted if (folder / MANIFEST).is_file()]
     with open_session(spec, places.site, inputs, [digest_of([state.words for state in states])]) as session:
         if not session.is_done:
@@ -66,6 +68,8 @@ def _files(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Files
         results=_results(spec, runs, states),
         made=made,
         states=states,
+        data=[read_run_data(files[data_of(name)]) for name in made if data_of(name) in files],
+        survey=committed(places.survey)[0] if (places.survey / MANIFEST).is_file() else None,
         nodes=read_nodes(json.loads(spec.target["workflow"]), places.results, places.data_root),
         trained=[read_records_of(places.train(name).parent) for name in spec.target["trained"].split(",")],
         defaults=spec.values["defaults"],

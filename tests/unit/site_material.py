@@ -14,7 +14,9 @@ from flowkit.report.data import Picture, Pictures, RunFiles, read_results, read_
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
 from flowkit.report.pages import Site, render_site
 from flowkit.report.rendering import Facts
+from flowkit.report.run_data import read_run_data
 from flowkit.report.run_page import RunPage, render_run
+from flowkit.report.scene import data_of
 from flowkit.report.site import check_budgets, copy_report, read_files, write_files
 from flowkit.report.states import RunState
 
@@ -56,7 +58,8 @@ def build(experiment: Experiment, to: Path) -> list[Path]:
         write_files(render_run(page), kept)
         made[name] = read_made_page(kept)
         files |= read_files(kept, without=ABOUT)
-    files |= render_site(Site(experiment.facts, results, made, experiment.states))
+    data = [read_run_data(files[data_of(name)]) for name in made if data_of(name) in files]
+    files |= render_site(Site(experiment.facts, results, made, experiment.states, data))
     check_budgets(files)
     write_files(files, to.parent / f"{to.name}-content")
     copy_report(to.parent / f"{to.name}-content", to)

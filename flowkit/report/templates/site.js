@@ -8,6 +8,7 @@
   const PAGE_ROWS = 100;
   const FILTERED_ROWS = 8;
   const TYPING_MS = 80;
+  const SVG = "http://www.w3.org/2000/svg";
 
   // ---- data files: one script each, which calls flowkit.data(value)
 
@@ -45,11 +46,22 @@
     return element;
   }
 
-  // One cell as `tables.packed` writes it: its text, or text, note, number, mark (1 best, 2 missing) and page.
+  function curveOf(points) {
+    const drawing = document.createElementNS(SVG, "svg"), line = document.createElementNS(SVG, "polyline");
+    drawing.setAttribute("class", "curve");
+    drawing.setAttribute("viewBox", "0 0 100 24");
+    drawing.setAttribute("aria-hidden", "true");
+    line.setAttribute("points", points);
+    drawing.append(line);
+    return drawing;
+  }
+
+  // One cell as `tables.packed` writes it: its text, or text, note, number, mark (1 best, 2 missing), page and curve.
   function cellOf(packed, head, isFirst, root) {
-    const [text, note, , mark, page] = typeof packed === "string" ? [packed] : packed;
+    const [text, note, , mark, page, curve] = typeof packed === "string" ? [packed] : packed;
     const cell = make(isFirst ? "th" : "td", head && head.classList.contains("number") ? "number" : "");
     if (isFirst) cell.scope = "row";
+    if (curve) cell.append(curveOf(curve));
     if (page) {
       const link = make("a", "", text);
       link.href = root + page;
