@@ -11,7 +11,7 @@ from flowkit.report.compare import compare_page
 from flowkit.report.data import Difference, Measurement, Picture
 from flowkit.report.details import Details
 from flowkit.report.figures import cosine_histogram, position_maps
-from flowkit.report.gallery import Album, groups
+from flowkit.report.gallery import Album, colour_scale, groups
 from flowkit.report.rendering import TEMPLATES, Facts, Files, Renderer, figure_files
 from flowkit.report.run_data import read_run_data, run_data
 from flowkit.report.scene import slug
@@ -136,7 +136,7 @@ def renderer() -> Renderer:
     return Renderer(
         Facts("small", "A small report", "demo-eva", "demo-vit", is_demo=True),
         pages={},
-        legend={"colours": ["#000000", "#ffffff"], "limit": "0.40"},
+        legend=colour_scale(0.4),
     )
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flowkit.report.measures import Measure, in_order, measure, plain
+from flowkit.report.measures import KEY_METRICS, Measure, in_order, measure, plain
 from flowkit.report.paired import DRAWS, Interval, jackknife_factor, jackknife_interval, r2_interval
 from flowkit.report.rendering import TEMPLATES, Files, Renderer
 from flowkit.report.run_data import FigureOf, ImageOf, RunData, SamplerData, Value
@@ -85,6 +85,8 @@ class View:
     verdict: str
     axis: Mapping[str, str]
     smaller: str
+    count: str
+    key: Table
     metrics: Table
     settings_words: str
     settings: Table
@@ -125,11 +127,15 @@ def default_pair(runs: Sequence[RunData]) -> Pair | None:
 def view_of(pair: Pair) -> View:
     """Return all that the page says of a pair."""
     words, settings = _settings(pair)
+    names = in_order({value.metric for value in (*pair.a.values, *pair.b.values)})
+    metrics = metrics_table(pair, names)
     return View(
         verdict=verdict(pair),
         axis=axis_of(pair),
         smaller=_smaller(pair),
-        metrics=metrics_table(pair),
+        count=_count(metrics),
+        key=metrics_table(pair, [name for name in names if name in KEY_METRICS]),
+        metrics=metrics,
         settings_words=words,
         settings=settings,
         figures=_figures(pair),
@@ -188,9 +194,8 @@ def _smaller(pair: Pair) -> str:
     return f"The error of A is the smaller one on {count:,} of {images:,} images ({plain(100 * count / images, 1)} %)."
 
 
-def metrics_table(pair: Pair) -> Table:
+def metrics_table(pair: Pair, names: Sequence[str]) -> Table:
     """Return A, B and their difference, metric by metric, and who is ahead."""
-    names = {value.metric for value in (*pair.a.values, *pair.b.values)}
     headers = [
         Header("metric"),
         *(Header(f"{side}: {one.label}", numeric=True) for side, one in (("A", pair.a), ("B", pair.b))),
@@ -203,7 +208,14 @@ def metrics_table(pair: Pair) -> Table:
         "Small print: 95 % intervals. “Not shown”: the interval of the difference on the same images holds 0, or, "
         "where there is none, the two intervals overlap."
     )
-    return Table(caption, headers, [_metric_line(pair, name) for name in in_order(names)])
+    return Table(caption, headers, [_metric_line(pair, name) for name in names])
+
+
+def _count(metrics: Table) -> str:
+    """Say in how many metrics each is ahead."""
+    found = [line.cells[-1].text for line in metrics.lines]
+    ahead = " and ".join(f"{side} is ahead in {found.count(f'{side} is ahead'):,}" for side in "AB")
+    return f"Of {len(found):,} metrics, {ahead}; in {found.count('not shown'):,} it is not shown who is."
 
 
 def _metric_line(pair: Pair, name: str) -> Line:
@@ -264,9 +276,8 @@ def _settings(pair: Pair) -> tuple[str, Table]:
     headers = [Header("setting"), Header(f"A: {pair.run_a.run}"), Header(f"B: {pair.run_b.run}")]
     without = [run.run for run, known in ((pair.run_a, ours), (pair.run_b, theirs)) if not known]
     if without:
-        return f"There is no record of settings of {' and '.join(dict.fromkeys(without))}.", Table(
-            "", headers, []
-        )
+        words = f"There is no record of settings of {' and '.join(dict.fromkeys(without))}."
+        return words, Table(caption, headers, [])
     keys = sorted(ours.keys() | theirs.keys())
     lines = [
         Line(

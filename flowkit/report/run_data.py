@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from flowkit.errors import ReportError
 from flowkit.report.details import Array, Details
 from flowkit.report.gallery import Item, Shown
-from flowkit.report.measures import MEASURES, in_order, measure
+from flowkit.report.measures import KEY_METRICS, MEASURES, in_order, measure
 from flowkit.report.scripts import data_script, read_data_script, shortened
 from flowkit.report.standings import NO_SAMPLERS, Entry
 
@@ -29,13 +29,14 @@ DIGITS, FINE_DIGITS = 5, 8
 
 @dataclass(frozen=True)
 class MeasureOf:
-    """How a metric is shown; `order` is its place in the tables of the report."""
+    """How a metric is shown; `order` is its place in the tables of the report, `is_key` whether it is a headline."""
 
     metric: str
     order: int
     label: str
     better: str
     decimals: int
+    is_key: bool
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,10 @@ def _errors(details: Details | None) -> list[float]:
 
 def _measures(metrics: set[str]) -> list[MeasureOf]:
     order = {name: place for place, name in enumerate(MEASURES)}
-    shown = [measure(name) for name in in_order(metrics)]
     return [
-        MeasureOf(one.metric, order.get(one.metric, len(order)), one.label, one.better, one.decimals)
-        for one in shown
+        MeasureOf(name, order.get(name, len(order)), one.label, one.better, one.decimals, name in KEY_METRICS)
+        for name in in_order(metrics)
+        for one in [measure(name)]
     ]
 
 

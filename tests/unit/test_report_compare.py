@@ -191,6 +191,15 @@ def test_lower_is_ahead_where_lower_is_better(runs: dict[str, RunData]) -> None:
     assert line.cells[4].note == "image by image"
 
 
+def test_metrics_are_counted_and_the_key_ones_stand_apart(runs: dict[str, RunData]) -> None:
+    view = view_of(pair(runs, "flow", "ridge"))
+    assert view.count == "Of 5 metrics, A is ahead in 2 and B is ahead in 0; in 0 it is not shown who is."
+    assert [line.cells[0].text for line in view.key.lines] == ["R²", "Fréchet, images", "evaluations"]
+    assert [line.cells[0].text for line in view.metrics.lines][-1] == IMAGE
+    doubt = view_of(pair(runs, "flow", "regression"))
+    assert doubt.count.endswith("A is ahead in 0 and B is ahead in 0; in 2 it is not shown who is.")
+
+
 def test_settings_that_differ_are_listed(runs: dict[str, RunData]) -> None:
     view = view_of(pair(runs, "flow", SCRIPT))
     assert view.settings_words == "2 of 3 settings differ."

@@ -177,6 +177,13 @@
     return [...cells, [(value > 0 ? "+" : "") + plain(value, decimals), note], ahead(shown, ours, theirs, interval)];
   }
 
+  function counted(lines) {
+    const found = lines.map((cells) => [cells[cells.length - 1]].flat()[0]);
+    const times = (words) => count(found.filter((one) => one === words).length);
+    const ahead = ["A", "B"].map((side) => `${side} is ahead in ${times(`${side} is ahead`)}`).join(" and ");
+    return `Of ${count(lines.length)} metrics, ${ahead}; in ${times("not shown")} it is not shown who is.`;
+  }
+
   function settingsOf(pair) {
     const runs = [pair.runA, pair.runB], known = runs.map((run) => new Map(run.settings));
     const without = new Set(runs.filter((run) => !run.settings.length).map((run) => run.run));
@@ -267,7 +274,7 @@
         const words = wrap("figcaption", "", make("strong", "", "AB"[at]), " " + [pair.a, pair.b][at].label);
         return wrap("figure", "plot", picture(shown.image, shown, ""), words);
       });
-      return [make("h3", "", both[0].title), wrap("div", "both", ...drawings)];
+      return [make("h3", "", both[0].title), wrap("div", both[0].width > 700 ? "both broad" : "both", ...drawings)];
     }));
   }
 
@@ -303,8 +310,11 @@
     byId("verdict").textContent = verdict(pair);
     showAxis(pair);
     byId("smaller").textContent = smaller(pair);
-    const lines = measuresOf(pair).map((shown) => metricLine(pair, shown));
-    fill(byId("metrics").querySelector("table"), [`A: ${pair.a.label}`, `B: ${pair.b.label}`], lines);
+    const measures = measuresOf(pair), lines = measures.map((shown) => metricLine(pair, shown));
+    byId("count").textContent = counted(lines);
+    for (const [place, chosen] of [["key", lines.filter((line, at) => measures[at].is_key)], ["metrics", lines]]) {
+      fill(byId(place).querySelector("table"), [`A: ${pair.a.label}`, `B: ${pair.b.label}`], chosen);
+    }
     const [words, settings] = settingsOf(pair);
     byId("settings-words").textContent = words;
     byId("settings").hidden = !settings.length;
