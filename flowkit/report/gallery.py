@@ -21,9 +21,8 @@ from flowkit.errors import ReportError
 from flowkit.report.data import Picture, Pictures
 from flowkit.report.details import Array, Details, TokenLayout
 from flowkit.report.measures import plain
+from flowkit.report.thumbnails import SMALL_SIDE, THUMBNAIL_SIDE, encode_thumbnail
 
-THUMBNAIL_SIDE, SMALL_SIDE = 160, 80
-THUMBNAIL_BYTES = 20_000
 PALETTE = "magma"
 SCALE_STEPS = 8
 
@@ -179,30 +178,6 @@ def draw_map(patches: Array, limit: float) -> bytes:
     colours[~np.isfinite(patches), 3] = 0
     buffer = io.BytesIO()
     Image.fromarray(colours, "RGBA").save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def encode_thumbnail(
-    image: Image.Image, index: int, side: int = THUMBNAIL_SIDE
-) -> tuple[bytes, str, tuple[int, int]]:
-    """Return an image as a file of at most 20 KB, its suffix and its size: PNG where that is the smaller, else JPEG."""
-    small = image.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    plain_png = _encoded(small, "PNG", optimize=1)
-    for quality in (85, 75, 60, 40):
-        jpeg = _encoded(small, "JPEG", quality=quality)
-        if len(plain_png) <= min(len(jpeg), THUMBNAIL_BYTES):
-            return plain_png, "png", small.size
-        if len(jpeg) <= THUMBNAIL_BYTES:
-            return jpeg, "jpg", small.size
-    raise ReportError(
-        f"the thumbnail of image {index} does not fit in {THUMBNAIL_BYTES} bytes, leave the image out"
-    )
-
-
-def _encoded(image: Image.Image, form: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flowkit.errors import ShardError, StageError
 from flowkit.progress import logger
-from flowkit.report.gallery import encode_thumbnail
 from flowkit.report.survey import Thumbnail
+from flowkit.report.thumbnails import encode_thumbnail
 from flowkit.shards.reader import Listing, UndecodableImage, list_samples
 from flowkit.shards.salvage import salvage_picture
 from flowkit.stages.inputs import tar_of

@@ -26,11 +26,9 @@ from flowkit.report.details import TokenLayout, read_details
 from flowkit.report.drawing import Canvas
 from flowkit.report.figures import position_maps
 from flowkit.report.gallery import (
-    THUMBNAIL_BYTES,
     Album,
     common_indices,
     draw_map,
-    encode_thumbnail,
     groups,
     map_alt,
     split,
@@ -40,6 +38,7 @@ from flowkit.report.run_tables import changed_settings
 from flowkit.report.scene import slug
 from flowkit.report.standings import best, comparisons, entries, kind_of
 from flowkit.report.tables import numbers, results_table, sample, thresholds_table, to_csv
+from flowkit.report.thumbnails import THUMBNAIL_BYTES, encode_thumbnail
 
 
 def test_closed_forms_and_true_features_are_never_the_best_run() -> None:

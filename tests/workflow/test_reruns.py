@@ -21,7 +21,7 @@ SAMPLED = {"sample_flow", "sample_regression"}
 TRAINED = {"train_flow", "train_regression"}
 EXTRACTED = {f"extract_{data}_{tower}" for data in ("train", "test") for tower in ("demo_eva", "demo_vit")}
 PAIRED = {"pairs_train", "pairs_test"}
-AFTER_PAIRS = TRAINED | SAMPLED | {"baselines"} | EVALUATED | PAGES | END
+AFTER_PAIRS = {"survey"} | TRAINED | SAMPLED | {"baselines"} | EVALUATED | PAGES | END
 AFTER_TRAINING = SAMPLED | {"evaluate_flow", "evaluate_regression"} | PAGES_OF_RUNS | END
 ONE_RUN = {"train_flow", "sample_flow", "evaluate_flow", "page_flow"} | END
 
@@ -72,6 +72,12 @@ TABLE = (
          "page_flow", "questions.flow=Is noise needed"),
     Edit("size of galleries", "tiny.yaml", "gallery_images: 6", "gallery_images: 9", PAGES | {"report"},
          "page_baselines", "report.gallery_images=9"),
+    Edit("images that are evaluated", "tiny.yaml", "evaluation: {images: 32", "evaluation: {images: 31",
+         {"survey", "baselines"} | SAMPLED | EVALUATED | PAGES | END, "survey", "evaluation.images=31"),
+    Edit("code of the survey", "flowkit/evaluation/survey.py", "MASSIVE = 10.0", "MASSIVE = 11.0", {"survey", "report"},
+         "survey", "flowkit.evaluation.survey@"),
+    Edit("how galleries are put together", "flowkit/report/gallery.py", 'PALETTE = "magma"', 'PALETTE = "viridis"',
+         PAGES | {"report"}, "page_flow", "flowkit.report.gallery@"),
     Edit("comment", "flowkit/model/dit.py", "LAYER_SCALE = 1.0", "LAYER_SCALE = 1.0  # a remark", set()),
     Edit("code of an architecture that no run here uses", "flowkit/model/lumina_next.py", "tanh()", "sigmoid()", set()),
     Edit("docstring", "flowkit/features/loader.py", '"""Training loader', '"""The training loader', set()),
