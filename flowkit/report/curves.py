@@ -32,7 +32,7 @@ def sparkline(lines: Lines) -> tuple[list[float], str]:
 
     R2 on held-out tars where it was measured at least twice, else the loss.
     """
-    for key, words in (("validation_r2", "R² on held-out tars"), ("loss", "training loss")):
+    for key, words in (("validation_r2", "R²"), ("loss", "loss")):
         points = _column(lines, key)
         if len(points) > 1:
             stride = -(-len(points) // SPARK_POINTS)

@@ -211,7 +211,7 @@ _SHOWN = (
 )
 
 MEASURES = {measure.metric: measure for measure in _SHOWN}
-KEY_METRICS = ("r2", "skill_r2", "tok_cos", "img_cos", "fd_img", "self_r1", "t2i_r1", "nfe")
+KEY_METRICS = ("r2", "skill_r2", "tok_cos", "fd_img", "self_r1", "t2i_r1", "nfe")
 """Columns of the first table; all others are one click away."""
 
 

@@ -164,7 +164,9 @@ def _training_cells(about: AboutRun) -> tuple[Cell, Cell, Cell]:
     curve, seconds = about.curve, about.trained_seconds
     ends = f"{short(curve[0])} to {short(curve[-1])}" if curve else ""
     return (
-        Cell(ends, about.curve_of, curve=curve_points(curve)) if curve else Cell("–", missing=True),
+        Cell("", f"{about.curve_of}, {ends}", curve=curve_points(curve))
+        if curve
+        else Cell("–", missing=True),
         Cell("–", missing=True) if seconds is None else Cell(duration(seconds), number=seconds),
         Cell(about.state) if about.state else Cell("–", missing=True),
     )

@@ -187,6 +187,9 @@ def test_thumbnail_of_the_hardest_image_fits() -> None:
     assert suffix == "jpg"
     assert max(size) == 160
     assert encode_thumbnail(Image.new("RGB", (32, 32)), 3)[1:] == ("png", (32, 32))
+    small, suffix, size = encode_thumbnail(Image.fromarray(noise), 3, side=80)
+    assert len(small) < len(data) / 2
+    assert (suffix, max(size)) == ("jpg", 80)
 
 
 def test_thresholds_stand_beside_the_constant_prediction() -> None:

@@ -131,14 +131,22 @@ def test_refused_images_are_drawn_as_far_as_they_go(found: Survey) -> None:
     assert set(examples[HOSTILE].reasons) == {"source", "target"}
     torn = pixels(found, examples[HOSTILE].thumbnail)
     assert np.abs(torn[:8] - np.asarray(drawn(99)).astype(int)[:8]).mean() < 10
-    assert (torn[-2:] == 128).all()
-    np.testing.assert_array_equal(pixels(found, examples["wordless"].thumbnail), np.asarray(drawn(98)))
+    assert np.abs(torn[-2:] - 128).max() < 5
+    assert looks_like(pixels(found, examples["wordless"].thumbnail), 98)
     assert examples["words"].thumbnail.words == "there is no picture that may be read"
     assert not examples["words"].thumbnail.file
 
 
 def pixels(survey: Survey, thumbnail) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(survey.picture(thumbnail)))).astype(int)
+
+
+def looks_like(picture: np.ndarray, number: int) -> bool:
+    """Whether it is this drawing, and no other, after what JPEG does to it."""
+    apart = {
+        other: np.abs(picture - np.asarray(drawn(other)).astype(int)).mean() for other in (number, 1, 2, 3)
+    }
+    return apart[number] < 10 and all(apart[other] > 40 for other in (1, 2, 3))
 
 
 def pooled_of(plan: Plan, dataset: str, tars: Sequence[str]) -> np.ndarray:
@@ -175,7 +183,7 @@ def test_copies_are_named_and_shown_first_and_held_out_images_are_none(found: Su
     assert matched.pairs[0].cosine == pytest.approx(1, abs=1e-3)
     assert matched.pairs[0].training.caption == "caption of train-7"
     for half in (matched.pairs[0].evaluation, matched.pairs[0].training):
-        np.testing.assert_array_equal(pixels(found, half.thumbnail), np.asarray(drawn(7)))
+        assert looks_like(pixels(found, half.thumbnail), 7)
     assert next(one.training for one in matched.above if one.cosine == 0.97) >= 2
 
 
