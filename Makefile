@@ -6,7 +6,7 @@ EXPERIMENT := $(or $(FLOWKIT_RESULTS),results)/demo
 SNAKEMAKE_ARGS := --profile profiles/local --configfile workflow/config/demo.yaml
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo environment test test-slow bench lint format
+.PHONY: demo environment picture test test-slow bench lint format
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -15,6 +15,7 @@ help:
 	@echo "make test       run the tests (about ten minutes)"
 	@echo "make test-slow  run the long tests: kill drills, retraining the demo encoders, the whole demo"
 	@echo "make bench      measure every performance bar (about half an hour, 8 GB of disk)"
+	@echo "make picture    take the README's picture of the demo's report anew"
 	@echo "make lint       ruff, the type checker, snakefmt and snakemake --lint"
 
 environment: $(INSTALLED)
@@ -36,6 +37,9 @@ $(EXPERIMENT)/report.zip: $(EXPERIMENT)/site/manifest.json
 	@mkdir -p $(EXPERIMENT)/partial
 	@$(BIN)/python -m flowkit run --parent $$PPID -- $(SNAKEMAKE_ARGS) --report $(EXPERIMENT)/partial/report.zip --quiet all
 	@mv $(EXPERIMENT)/partial/report.zip $@ && rmdir $(EXPERIMENT)/partial
+
+picture: $(INSTALLED)
+	@$(BIN)/python tests/report_picture.py $(EXPERIMENT)/report docs/report.png
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
