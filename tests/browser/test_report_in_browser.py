@@ -21,7 +21,10 @@ QUIET = [
     "--disable-sync",
 ]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-PAGES = ("index.html", "gallery.html", "workflow.html", "runs/flow.html", "runs/ridge.html")
+PAGES = (
+    *("index.html", "compare.html", "gallery.html", "data.html", "workflow.html"),
+    *("runs/flow.html", "runs/ridge.html"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def _open(browser: Browser, finished, name: str, **settings: object) -> tuple[Pa
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", [400, 1300])
+@pytest.mark.parametrize("width", [390, 1300])
 def test_page_loads_whole_and_without_trouble(browser: Browser, finished, name: str, width: int) -> None:
     page, troubles = _open(browser, finished, name, viewport={"width": width, "height": 900})
     page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
