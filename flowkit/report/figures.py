@@ -21,6 +21,8 @@ from flowkit.report.tables import numbers
 ANNOTATED_SIDE = 6
 OTHER_MARKERS = "X<>dhH8"
 LEAST_UNEXPLAINED, MOST_UNEXPLAINED = 1e-3, 3.0
+NAMED_RUNS = 18
+"""Runs with a colour of their own where many are drawn."""
 
 
 def cosine_histogram(name: str, details: Details) -> Plot:
@@ -141,10 +143,14 @@ def fidelity_against_distribution(entries: Sequence[Entry]) -> Plot | None:
     points = [(entry, r2, fd) for entry, r2, fd in shown if r2 is not None and fd is not None and fd > 0]
     if len(points) < 2:
         return None
-    runs = list(dict.fromkeys(entry.run for entry, _, _ in points))
-    styles = _styles([entry for entry, _, _ in points])
+    runs = _named([entry for entry, _, _ in points])
+    styles = _styles([entry for entry, _, _ in points if entry.run in runs])
     with Canvas(560, 460) as canvas:
         axes = canvas.axes[0]
+        rest = [(_unexplained(r2), fd) for entry, r2, fd in points if entry.run not in runs]
+        if rest:
+            x, y = zip(*rest, strict=True)
+            axes.scatter(x, y, s=6, color=MUTED, alpha=0.5, linewidths=0)
         for run in runs:
             mine = sorted(
                 ((_unexplained(r2), fd, entry) for entry, r2, fd in points if entry.run == run),
@@ -171,6 +177,7 @@ def fidelity_against_distribution(entries: Sequence[Entry]) -> Plot | None:
         f"Highest R² {plain(top[1])} by {top[0].name} (Fréchet {plain(top[2], 4)}); "
         f"lowest Fréchet distance {plain(near[2], 4)} by {near[0].name} (R² {plain(near[1])})."
     )
+    others = len({entry.run for entry, _, _ in points}) - len(runs)
     rows: list[list[str | float | None]] = [
         [e.run, e.sampler, e.value("nfe"), r2, fd] for e, r2, fd in points
     ]
@@ -184,6 +191,7 @@ def fidelity_against_distribution(entries: Sequence[Entry]) -> Plot | None:
         caption=(
             f"Right is closer to each image's own tokens, down is closer to the distribution of true "
             f"tokens. Lines join the samplers of one run. {summary} R² below −2 is drawn at the left edge."
+            + (f" Small dots: {others:,} other runs." if others else "")
         ),
         data=numbers(("run", "sampler", "evaluations", "r2", "fd_img"), rows),
     )
@@ -207,6 +215,15 @@ def _log_axes(axes: Axes, unexplained: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("R² (better to the right)")
     axes.set_ylabel("Fréchet distance of images (better below)")
+
+
+def _named(entries: Sequence[Entry]) -> list[str]:
+    """Return the runs that are drawn with a colour of their own: all of a few, else baselines and the best others."""
+    kinds = {entry.run: entry.kind for entry in sorted(entries, key=lambda entry: -entry.headline)}
+    closed = [run for run, kind in kinds.items() if kind == "closed form"][: NAMED_RUNS // 2]
+    others = [run for run, kind in kinds.items() if kind != "closed form"][: NAMED_RUNS - len(closed)]
+    closed = [run for run, kind in kinds.items() if kind == "closed form"][: NAMED_RUNS - len(others)]
+    return [run for run in dict.fromkeys(entry.run for entry in entries) if run in (*closed, *others)]
 
 
 def _styles(entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:

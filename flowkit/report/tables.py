@@ -26,7 +26,7 @@ PAIRED = (
     "Image by image, so that what both share does not widen the 95 % interval; it is of these networks, and another "
     "training seed would move them, too."
 )
-MOST_LINES, MOST_CELLS = 100, 2500
+MOST_LINES, MOST_CELLS = 100, 1500
 """What a page prints of a table: so many lines, fewer of a wide one. Scripts show as many at a time."""
 DIGITS = 7
 """Significant digits of the numbers that a data file sorts by."""

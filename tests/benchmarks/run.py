@@ -21,6 +21,7 @@ import evaluation_bench
 import extraction_bench
 import loader_bench
 import model_bench
+import report_bench
 import store_bench
 import typer
 
@@ -31,6 +32,7 @@ GROUPS = {
     "model": model_bench.rows,
     "evaluation": evaluation_bench.rows,
     "baselines": baselines_bench.rows,
+    "report": report_bench.rows,
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from interaction_material import HOSTILE, details, many_entries, renderer
+from interaction_material import HOSTILE, details, entry, many_entries, renderer
 
 from flowkit.errors import ReportError
 from flowkit.report.details import read_details
+from flowkit.report.figures import fidelity_against_distribution
 from flowkit.report.scripts import read_data_script
 from flowkit.report.tables import Cell, Header, Line, Table, light, packed, results_table
 
@@ -27,7 +29,7 @@ def printed(table: Table) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lines", "columns", "kept"), [(101, 5, 100), (2000, 11, 100), (51, 47, 50), (400, 900, 10)]
+    ("lines", "columns", "kept"), [(101, 5, 100), (2000, 11, 100), (51, 47, 30), (400, 900, 10)]
 )
 def test_long_table_prints_its_first_lines_and_has_all_in_a_file(lines: int, columns: int, kept: int) -> None:
     table = numbered(lines, columns)
@@ -43,7 +45,7 @@ def test_long_table_prints_its_first_lines_and_has_all_in_a_file(lines: int, col
     assert page.count("<tr") == kept + 1
 
 
-@pytest.mark.parametrize(("lines", "columns"), [(100, 11), (50, 47), (0, 3)])
+@pytest.mark.parametrize(("lines", "columns"), [(100, 11), (30, 47), (0, 3)])
 def test_short_table_stays_as_it_is(lines: int, columns: int) -> None:
     table = numbered(lines, columns)
     assert light(table, "numbers", csv="data/summary.csv") == (table, {})
@@ -92,3 +94,17 @@ def test_details_may_lack_what_only_comparisons_need(tmp_path: Path) -> None:
     assert (bare.spread_image, dict(bare.without)) == (None, {})
     with pytest.raises(ReportError, match=r"spread_image has shape \(3,\), expected \(400,\)"):
         read_details(write_details(tmp_path / "wrong.npz", spread_image=np.ones(3)))
+
+
+def test_figure_of_many_runs_names_baselines_and_the_best() -> None:
+    """Hundreds of runs fit: those without a name are dots, counted in the caption, and all are in the data."""
+    entries = [*many_entries(60, 2, []), *(entry(name, "-", 0.5) for name in ("ridge", "constant"))]
+    plot = fidelity_against_distribution(entries)
+    assert plot is not None
+    assert plot.caption.endswith("Small dots: 44 other runs.")
+    assert len(plot.data) == len(entries)
+    names = set(re.findall(r">(run-\d+|ridge|constant)</text>", plot.svg))
+    assert names == {"ridge", "constant", *(f"run-{number}" for number in range(3, 16))}
+    few = fidelity_against_distribution(entries[:8])
+    assert few is not None
+    assert "Small dots" not in few.caption

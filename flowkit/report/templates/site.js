@@ -7,7 +7,7 @@
 
   const PAGE_ROWS = 100;
   const FILTERED_ROWS = 8;
-  const TYPING_MS = 80;
+  const TYPING_MS = 40;
   const SVG = "http://www.w3.org/2000/svg";
 
   // ---- data files: one script each, which calls flowkit.data(value)
