@@ -189,7 +189,7 @@ def test_every_shipped_configuration_can_be_planned(tmp_path: Path) -> None:
         jobs = Plan(config, places).jobs.values()
         assert all(job.tracked for job in jobs)
         local = {job.spec.stage for job in jobs if job.is_local}
-        assert local <= {"fetch", "weights", "summary", "report"}, (
+        assert local <= {"fetch", "weights", "summary", "page", "report"}, (
             "what takes long and needs no network runs on a compute node"
         )
 

@@ -121,8 +121,8 @@ def test_shipped_machine_knows_the_partitions_of_its_profile(tmp_path: Path) -> 
     done = ask_plan(tmp_path, "--profile", str(SNELLIUS), "--data-root", str(tmp_path / "data"))
     assert done.exit_code == 0, done.output
     assert "warning" not in done.output
-    assert "22 to run" in done.output
-    assert "20 Slurm jobs; 2 run here" in done.output
+    assert "26 to run" in done.output
+    assert "21 Slurm jobs; 5 run here" in done.output
     facts = machine_facts(SNELLIUS)
     assert facts.quotas[0].holds(Path("/scratch-shared/me/flowkit"))
     assert (facts.quotas[0].limit_bytes, facts.quotas[0].files) == (8 * 1024**4, 3_000_000)
@@ -134,9 +134,9 @@ def test_profile_without_machine_file_has_no_quota_and_no_sbu(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     assert "quotas: none known" in done.output
     assert "SBU: not known" in done.output
-    assert "18 Slurm jobs; 4 run here" in done.output
+    assert "19 Slurm jobs; 7 run here" in done.output
     alone = ask_plan(tmp_path)
-    assert "0 Slurm jobs; 22 run here" in alone.output
+    assert "0 Slurm jobs; 26 run here" in alone.output
     assert "cost: no job of Slurm's is to run" in alone.output
 
 

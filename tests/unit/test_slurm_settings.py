@@ -63,7 +63,7 @@ def test_snellius_asks_for_quarters_of_gpu_nodes(
     asked = requests.training_of("flow")
     assert (asked.cpus_per_task, asked.gpus_per_node, asked.memory_gb) == QUARTERS[asked.partition]
     by_place = {job.spec.stage: requests.runs_here(job) for job in jobs.values()}
-    assert {stage for stage, here in by_place.items() if here} == {"train", "summary", "report"}
+    assert {stage for stage, here in by_place.items() if here} == {"train", "summary", "page", "report"}
     train = next(job for job in jobs.values() if job.spec.stage == "train")
     assert (requests.threads(train), requests.retries(train)) == (1, 0)
     assert "gpu" not in requests.of(train), "who waits for a training holds no GPU"
