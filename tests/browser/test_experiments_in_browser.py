@@ -97,6 +97,7 @@ def test_rows_sort_by_numbers_with_what_is_missing_last_and_can_be_filtered(
     assert "unnamed" in sorted_names[-2] + sorted_names[-1]
     table.locator("th", has_text="goals shown").locator("button").click()
     page.get_by_label("Show rows with").fill("<b>bold")
+    page.wait_for_function("document.querySelector('table.sortable').tBodies[0].rows.length === 1")
     (only,) = table.evaluate(f"table => {names}")
     assert only.startswith("<b>bold</b>")
     assert troubles == []
