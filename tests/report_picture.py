@@ -9,24 +9,16 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from chromium import started
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 VIEWPORT = (1300, 1170)
 SIZE = (975, 878)
 COLOURS = 128
@@ -93,10 +85,8 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 def take(report: Path, to: Path) -> None:
     """Take the picture of a report's start page."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with started() as browser:
         write_picture(first_screen(browser, report / "index.html"), to)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from chromium import needs_chromium, opened
+from playwright.sync_api import Browser
 from survey_material import write_survey
 
 from flowkit.report.data_page import data_page
 from flowkit.report.rendering import TEMPLATES, Facts, Renderer
 from flowkit.report.site import write_files
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield opened
-        opened.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +30,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name / "data.html" for name in surveys}
 
 
-def _open(browser: Browser, path: Path, **settings: object) -> tuple[Page, list[str]]:
-    """Open a page from disk; returns it with every console message, failed request and outside address."""
-    page = browser.new_page(**settings)
-    troubles: list[str] = []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("dialog", lambda dialog: troubles.append(dialog.message))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("requestfailed", lambda request: troubles.append(request.url))
-    page.on(
-        "request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None
-    )
-    page.goto(path.as_uri(), wait_until="load")
-    return page, troubles
-
-
 @pytest.mark.parametrize("name", ["measured", "missing"])
 @pytest.mark.parametrize("width", [390, 1300])
 def test_page_loads_whole_and_without_trouble(
     browser: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:
-    page, troubles = _open(browser, pages[name], viewport={"width": width, "height": 900})
+    page, troubles = opened(browser, pages[name], viewport={"width": width, "height": 900})
     page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
@@ -82,7 +50,7 @@ def test_page_loads_whole_and_without_trouble(
 @pytest.mark.parametrize("name", ["measured", "missing"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
-    page, _ = _open(browser, pages[name], color_scheme=scheme)
+    page, _ = opened(browser, pages[name], color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     found = Axe().run(page).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found] == []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from chromium import needs_chromium, watch
 from interaction_material import (
     HOSTILE,
     IMAGE,
@@ -21,32 +21,16 @@ from interaction_material import (
     tables_site,
     write,
 )
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from flowkit.evaluation.bootstrap import draw_counts
 from flowkit.evaluation.differences import differences
 from flowkit.report.paired import DRAWS, drawn_rows
 from flowkit.report.scene import slug
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = needs_chromium
 METRICS = [f"metric_{number}" for number in range(40)]
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +38,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interaction")
     write(tables_site(25, 10, METRICS), folder)
     return write(comparison_site(list(RUNS)), folder)
-
-
-def watch(page: Page, troubles: list[str]) -> None:
-    """Collect every message, failed request, outside address and dialog of a page."""
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("requestfailed", lambda request: troubles.append(request.url))
-    page.on("request", lambda request: request.url.startswith("http") and troubles.append(request.url))
-    page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
 
 
 @pytest.fixture

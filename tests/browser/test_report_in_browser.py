@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from io import BytesIO
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from chromium import needs_chromium, opened
 from PIL import Image, ImageStat
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = needs_chromium
 PAGES = (
     *("index.html", "compare.html", "gallery.html", "data.html", "workflow.html"),
     *("runs/flow.html", "runs/ridge.html"),
 )
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield opened
-        opened.close()
-
-
 def _open(browser: Browser, finished, name: str, **settings: object) -> tuple[Page, list[str]]:
-    """Open one page from disk; returns it with every console message, failed request and outside address."""
-    page = browser.new_page(**settings)
-    troubles: list[str] = []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("requestfailed", lambda request: troubles.append(request.url))
-    page.on(
-        "request", lambda request: troubles.append(request.url) if request.url.startswith("http") else None
-    )
-    page.goto((finished.folder / "results/tiny/report" / name).as_uri(), wait_until="load")
-    return page, troubles
+    return opened(browser, finished.folder / "results/tiny/report" / name, **settings)
 
 
 @pytest.mark.parametrize("name", PAGES)

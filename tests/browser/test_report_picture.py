@@ -5,23 +5,15 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import needs_chromium
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
-from report_picture import BYTES, CHROMIUM, QUIET, SIZE, UNLIKE, difference, first_screen, write_picture
+from playwright.sync_api import Browser
+from report_picture import BYTES, SIZE, UNLIKE, difference, first_screen, write_picture
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield opened
-        opened.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

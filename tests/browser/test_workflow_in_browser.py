@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, sync_playwright
+from chromium import needs_chromium
+from playwright.sync_api import Browser
 
 from flowkit.report.data import RunFiles, StageRecord
 from flowkit.report.rendering import TEMPLATES, Facts, Renderer
@@ -18,8 +17,7 @@ from flowkit.report.workflow import workflow_page
 from flowkit.report.workflow_figure import BOX_WIDTH, PADDING
 from flowkit.report.workflow_nodes import read_nodes
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = needs_chromium
 NAMES = (
     "größenübertragung mit langem Namen",
     "WWWWWWWWWWWWWWWWWWWWWWW",
@@ -63,14 +61,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files |= {name: (TEMPLATES / name).read_bytes() for name in ("style.css", "site.js")}
     write_files(files, folder / "report")
     return folder / "report"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
