@@ -31,11 +31,13 @@ from flowkit.results import key_figures
 from flowkit.runtime import allow_many_open_files, end_with, keep_others_from_writing, set_threads
 from flowkit.slurm.settings import HERE, TrainingJobs
 from flowkit.stages.fingerprint import code_of
-from flowkit.stages.jobs import STAGES, unpack_spec
+from flowkit.stages.jobs import STAGES, pack_spec, unpack_spec
 from flowkit.stages.session import Spec
 from flowkit.stages.specs import Plan
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LETTERS_IN_A_LOG = 4000
+"""A longer spec is printed packed; both forms can be pasted."""
 NETWORK_STAGES = ("fetch", "weights")
 """All other stages run with the hub's libraries switched to offline."""
 
@@ -103,7 +105,7 @@ def _add_stage(stage: str, help_text: str) -> None:
             specs = [replace(job.spec, by_hand=tuple(job.tracked)) for job in chosen]
         failed: list[FlowkitError] = []
         for one in specs:
-            spec_text = json.dumps(one.as_dict(), sort_keys=True)
+            spec_text = pack_spec(json.dumps(one.as_dict(), sort_keys=True), most=LETTERS_IN_A_LOG)
             logger.info("flowkit %s --threads %d --spec '%s'", stage, threads, spec_text)
             try:
                 _run_stage(one, _training_jobs(one, jobs, profile), threads)

@@ -136,7 +136,7 @@ def renderer() -> Renderer:
     return Renderer(
         Facts("small", "A small report", "demo-eva", "demo-vit", is_demo=True),
         pages={},
-        legend=colour_scale(0.4),
+        legend=colour_scale(0.4, "ridge"),
     )
 
 

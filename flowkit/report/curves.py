@@ -7,6 +7,7 @@ its keys.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,8 +17,10 @@ from flowkit.report.measures import short
 from flowkit.report.tables import numbers
 
 Points = Sequence[tuple[float, float]]
+Point = TypeVar("Point")
 Lines = Sequence[Mapping[str, float | None]]
 MAX_POINTS = 500
+MAX_ROWS = 2000
 SPARK_POINTS = 24
 
 
@@ -133,6 +136,7 @@ def _column(lines: Lines, key: str) -> list[tuple[float, float]]:
 
 def _columns(lines: Lines, keys: Sequence[str]) -> pd.DataFrame:
     filled = [line for line in lines if any(line.get(key) is not None for key in keys)]
+    filled = list(_thin(filled, MAX_ROWS))
     return numbers(("step", *keys), [[line.get(key) for key in ("step", *keys)] for line in filled])
 
 
@@ -152,15 +156,18 @@ def _line(
     )
 
 
-def _thin(points: Points) -> Points:
-    """Return every k-th point and the last, at most about `MAX_POINTS`."""
-    stride = -(-len(points) // MAX_POINTS)
-    return [*points[:-1:stride], points[-1]]
+def _thin(points: Sequence[Point], most: int = MAX_POINTS) -> Sequence[Point]:
+    """Return every k-th point and the last, at most about `most`."""
+    stride = -(-len(points) // most)
+    return [*points[:-1:stride], points[-1]] if points else points
 
 
 def _thinned(points: Points) -> str:
     stride = -(-len(points) // MAX_POINTS)
-    return f" One step in {stride} is drawn; the CSV has all." if stride > 1 else ""
+    if stride == 1:
+        return ""
+    kept = "all" if len(points) <= MAX_ROWS else f"one in {-(-len(points) // MAX_ROWS)}, metrics.jsonl all"
+    return f" One step in {stride} is drawn; the CSV has {kept}."
 
 
 def _twins(one: Points, other: Points) -> bool:

@@ -218,18 +218,23 @@ def _verdict(row: Mapping[str, Any], path: Path) -> Verdict:
     return Verdict(str(row.get("goal")), verdict, value, demand)
 
 
-def read_run(folder: Path, *, train: str | None = None, evaluation: str | None = None) -> RunFiles:
-    """Return the files of a run from its folder; `train` and `evaluation` name the artifact where there are several."""
+def read_run(
+    folder: Path, *, train: str | None = None, evaluation: str | None = None, dataset: str = "*"
+) -> RunFiles:
+    """Return the files of a run from its folder; `train` and `evaluation` name the artifact where there are several.
+
+    `dataset` is the one that was translated, of which the record is read; without it, of every one.
+    """
     trained = artifact(folder / "train", "metrics.jsonl", train)
     evaluated = artifact(folder / "evaluation", "scores.json", evaluation)
     metrics = read_lines(trained / "metrics.jsonl") if trained else []
     details = read_all_details(evaluated) if evaluated else {}
-    return RunFiles(folder.name, metrics, details, _records(folder, (trained, evaluated)))
+    return RunFiles(folder.name, metrics, details, _records(folder, (trained, evaluated), dataset))
 
 
-def read_records_of(folder: Path) -> RunFiles:
+def read_records_of(folder: Path, dataset: str) -> RunFiles:
     """Return a run with the records of its stages alone, which is all that a page on many runs can take in."""
-    return RunFiles(folder.name, [], {}, _records(folder, ()))
+    return RunFiles(folder.name, [], {}, _records(folder, (), dataset))
 
 
 def read_all_details(evaluation: Path) -> dict[str, Details]:
@@ -251,9 +256,13 @@ def artifact(folder: Path, pattern: str, chosen: str | None) -> Path | None:
     return found[0] if found else None
 
 
-def _records(folder: Path, artifacts: Sequence[Path | None]) -> list[StageRecord]:
-    """Return the records of a run's stages, of `samples/<data set>` too, and of the artifacts that are shown."""
-    paths = {*folder.glob("*/run.json"), *folder.glob("samples/*/run.json")}
+def _records(folder: Path, artifacts: Sequence[Path | None], dataset: str) -> list[StageRecord]:
+    """Return the records of what a run's page shows: training, samples of a data set, evaluation.
+
+    Not that of the page itself: it tells of the time before, and no two makings would be alike.
+    """
+    paths = {*folder.glob("train/run.json"), *folder.glob("evaluation/run.json")}
+    paths |= {*folder.glob(f"samples/{dataset}/run.json")}
     paths |= {path / "run.json" for path in artifacts if path and (path / "run.json").is_file()}
     return [StageRecord(str(path.parent.relative_to(folder)), read_json(path)) for path in sorted(paths)]
 

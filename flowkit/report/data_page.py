@@ -26,7 +26,7 @@ from flowkit.report.survey import Above, Found, Matches, Refused, SimilarPair, S
 from flowkit.report.survey_figures import NEAR_DUPLICATE, channel_spreads, match_histogram, norm_histogram
 
 PICTURES = "images/survey"
-FIGURES = "figures/data"
+FIGURES = "figures/_data"
 MATCHES = "data/matches.csv"
 MEANS_LITTLE = 0.1
 """Share of evaluated images with a near-duplicate among themselves from which on that mark tells nothing."""

@@ -181,12 +181,21 @@ def draw_map(patches: Array, limit: float) -> bytes:
     return buffer.getvalue()
 
 
-def colour_scale(limit: float) -> list[tuple[str, str]]:
-    """Return (colour, error) of the error scale from zero to the limit, for the legend."""
-    return [
+@dataclass(frozen=True)
+class ColourScale:
+    """The legend of error maps: (colour, error) from zero to the limit, and the run whose errors set the limit."""
+
+    steps: Sequence[tuple[str, str]]
+    set_by: str
+
+
+def colour_scale(limit: float, set_by: str) -> ColourScale:
+    """Return the legend of maps whose brightest colour is an error of `limit`."""
+    steps = [
         (to_hex(colormaps[PALETTE](step / SCALE_STEPS)), plain(limit * (step / SCALE_STEPS) ** 2, 3))
         for step in range(SCALE_STEPS + 1)
     ]
+    return ColourScale(steps, set_by)
 
 
 def _rank(value: float) -> str:

@@ -23,7 +23,8 @@ class MadePage:
 
     `groups` are the best, worst and random images of its best sampler. `sparkline` is a curve of training from its
     first to its last step, and `sparkline_of` what it shows. `seconds` is the time of each stage of the run,
-    `error_limit` the error of the brightest colour of the error maps.
+    `error_limit` the error of the brightest colour of the error maps and `scale_of` the run that set it, `evaluation`
+    the name of what was measured.
     """
 
     run: str
@@ -35,6 +36,8 @@ class MadePage:
     sparkline_of: str
     seconds: Mapping[str, float]
     error_limit: float
+    scale_of: str
+    evaluation: str
 
     def as_bytes(self) -> bytes:
         """Return the JSON form."""

@@ -18,13 +18,13 @@ from flowkit.report.data_page import data_page
 from flowkit.report.figures import fidelity_against_distribution
 from flowkit.report.gallery import Item, colour_scale, common_indices
 from flowkit.report.made_page import MadePage
-from flowkit.report.measures import KEY_METRICS, in_order
+from flowkit.report.measures import KEY_METRICS, in_order, measure
 from flowkit.report.rendering import TEMPLATES, Facts, Files, Renderer, figure_files
 from flowkit.report.run_data import RunData
 from flowkit.report.scene import Scene
-from flowkit.report.standings import Entry, best, best_per_run, comparisons
+from flowkit.report.standings import HEADLINE, Entry, best, best_per_run, comparisons, told_apart
 from flowkit.report.states import RunState, unfinished
-from flowkit.report.tables import AboutRun, Table, light, measurements_csv, results_table
+from flowkit.report.tables import AboutRun, Table, hint, light, measurements_csv, results_table
 from flowkit.report.workflow import workflow_page
 from flowkit.report.workflow_nodes import Node
 
@@ -40,15 +40,17 @@ STRIP_IMAGES = 6
 class Site:
     """Everything that `render_site` needs.
 
-    The results, the pages of runs that were made, how each run stands, the data of runs for comparisons, the folder of
-    the survey of the data if there is one; the works of the workflow with their times, the
-    trained runs with their records, the values of the sections that a run overrides, what each stage does.
+    The results, the pages of runs that were made, how each run stands, what else is `lacking` with the command that
+    makes it, the data of runs for comparisons, the folder of the survey of the data if there is one; the nodes of the
+    workflow with their times, the trained runs with their records, the values of the sections that a run overrides,
+    what each stage does.
     """
 
     facts: Facts
     results: Results
     made: Mapping[str, MadePage] = field(default_factory=dict)
     states: Sequence[RunState] = ()
+    lacking: Sequence[tuple[str, str]] = ()
     data: Sequence[RunData] = ()
     survey: Path | None = None
     nodes: Sequence[Node] = ()
@@ -57,9 +59,10 @@ class Site:
     meanings: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def error_limit(self) -> float:
-        """The error of the brightest colour, the same on every page."""
-        return next((made.error_limit for made in self.made.values()), 1.0)
+    def scale(self) -> tuple[float, str]:
+        """The error of the brightest colour and the run that set it: of a finished experiment the same on all pages."""
+        limits = {(made.error_limit, made.scale_of) for made in self.made.values()}
+        return limits.pop() if len(limits) == 1 else (max(limits)[0] if limits else 1.0, "")
 
 
 def render_site(site: Site) -> Files:
@@ -68,7 +71,7 @@ def render_site(site: Site) -> Files:
     render = Renderer(
         site.facts,
         pages={run: made.page for run, made in site.made.items()},
-        legend=colour_scale(site.error_limit),
+        legend=colour_scale(*site.scale),
     )
     files = _index_page(site, scene, render)
     files |= _gallery_page(site, scene, render)
@@ -83,6 +86,7 @@ def render_site(site: Site) -> Files:
 
 def _index_page(site: Site, scene: Scene, render: Renderer) -> Files:
     champion, flow = scene.best, scene.best_flow
+    baseline = best(scene.leading, "closed form")
     plot = fidelity_against_distribution(scene.leading)
     files, figures = figure_files("figures", [plot] if plot else [])
     tables = []
@@ -94,19 +98,37 @@ def _index_page(site: Site, scene: Scene, render: Renderer) -> Files:
         "index.html.j2",
         champion=champion,
         best_flow=flow,
-        baseline=best(scene.leading, "closed form"),
+        baseline=baseline,
+        is_baseline_sure=bool(champion and baseline and told_apart(champion, baseline)),
         tied=scene.tied_with(champion),
         comparisons=comparisons(champion, scene.leading) if champion else [],
         flow_comparisons=comparisons(flow, scene.leading) if flow else [],
         ladder=[entry for entry in best_per_run(scene.leading) if entry.kind != "ceiling"],
         verdicts=site.results.verdicts,
         unfinished=unfinished(site.states),
+        lacking=site.lacking,
+        command=COMMAND,
+        unmeasured=_unmeasured(scene),
+        meanings=_meanings(scene),
+        has_page=champion is not None and champion.run in site.made,
         states=site.states,
         strip=_strip(site, champion),
         tables=tables,
         figures=figures,
     )
     return files | {"index.html": page}
+
+
+def _unmeasured(scene: Scene) -> list[str]:
+    """Return the trained runs of which nothing could be measured."""
+    best_of = best_per_run(scene.leading)
+    return [entry.run for entry in best_of if entry.trained and entry.value(HEADLINE) is None]
+
+
+def _meanings(scene: Scene) -> list[tuple[str, str]]:
+    """Return the name of each metric that was asked for, and what it means."""
+    known = in_order({name for entry in scene.entries for name in entry.measurements})
+    return [(measure(name).label, hint(name)) for name in known if hint(name)]
 
 
 def _ranked(scene: Scene, data: Sequence[RunData]) -> list[RunData]:
@@ -125,7 +147,8 @@ def _results(site: Site, scene: Scene, data: str, number: int) -> tuple[list[Tab
     """Return the tables of one data set, the key metrics and all metrics, and the files of their further lines."""
     mine = [entry for entry in scene.entries if entry.data == data]
     known = {name for entry in mine for name in entry.measurements}
-    about = {run: _about_run(site, run) for run in {entry.run for entry in mine}}
+    lost = _unmeasured(scene)
+    about = {run: _about_run(site, run, lost) for run in {entry.run for entry in mine}}
     caption = (
         f"Held-out images of data set “{data}”. Small print: 95 % interval. ▲ marks the best trained run."
     )
@@ -140,12 +163,13 @@ def _results(site: Site, scene: Scene, data: str, number: int) -> tuple[list[Tab
     return tables, files
 
 
-def _about_run(site: Site, run: str) -> AboutRun:
+def _about_run(site: Site, run: str, unmeasured: Sequence[str]) -> AboutRun:
     """Return what the table of results says of a run beside its figures."""
     made, state = site.made.get(run), next((one for one in site.states if one.run == run), None)
+    words = state.words if state else ""
     return AboutRun(
         page=made.page if made else "",
-        state=state.words if state else "",
+        state=f"{words}, nothing could be measured" if run in unmeasured else words,
         curve=made.sparkline if made else (),
         curve_of=made.sparkline_of if made else "",
         trained_seconds=made.seconds.get("train") if made else None,
@@ -168,7 +192,8 @@ def _gallery_page(site: Site, scene: Scene, render: Renderer) -> Files:
         for index in common_indices([shown[entry] for entry in compared], COMPARED_IMAGES)
     ]
     leaders = [entry for entry in dict.fromkeys((scene.best, scene.best_flow)) if entry in shown]
-    sections = [(entry, shown[entry]) for entry in leaders if entry]
+    titles = {scene.best: "the best run", scene.best_flow: "the best flow"}
+    sections = [(f"{entry.name}, {titles[entry]}", shown[entry]) for entry in leaders if entry]
     return {"gallery.html": render("gallery.html.j2", compared=compared, rows=rows, sections=sections)}
 
 

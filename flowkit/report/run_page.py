@@ -31,7 +31,7 @@ from flowkit.report.run_tables import (
     stage_costs,
 )
 from flowkit.report.scene import Scene, data_of, details_of, page_of, slug
-from flowkit.report.standings import Entry, best_per_run, comparisons, label
+from flowkit.report.standings import HEADLINE, Entry, best_per_run, comparisons, label
 from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import Table, differences_table, metrics_table, thresholds_table
 
@@ -47,13 +47,16 @@ class RunPage:
     """Everything that `render_run` needs.
 
     `results` hold the rows of the run, of those that stand beside it, and of `seeds`, the runs that are the same
-    training with other seeds; `error_limit` is the error of the brightest colour of an error map.
+    training with other seeds; `error_limit` is the error of the brightest colour of an error map,
+    `scale_of` the run that set it; `evaluation` names what was measured, so that an outdated page is known.
     """
 
     facts: Facts
     run: RunFiles
     results: Results
     error_limit: float = 1.0
+    scale_of: str = ""
+    evaluation: str = ""
     pictures: Pictures | None = None
     gallery_images: int = 24
     question: str = ""
@@ -80,7 +83,7 @@ def render_run(asked: RunPage) -> Files:
         files |= made
         samplers.append(shown)
         figures[sampler] = shown["figures"]
-    render = Renderer(asked.facts, legend=colour_scale(album.limit))
+    render = Renderer(asked.facts, legend=colour_scale(album.limit, asked.scale_of))
     files[page_of(run.name)] = render(
         "run.html.j2",
         "../",
@@ -123,18 +126,27 @@ def render_run(asked: RunPage) -> Files:
         sparkline_of=words,
         seconds=stage_seconds(run),
         error_limit=album.limit,
+        scale_of=asked.scale_of,
+        evaluation=asked.evaluation,
     )
     return files | album.files | {ABOUT: about.as_bytes()}
 
 
+CEILINGS = {
+    "true": "The target encoder's own tokens: no translation needs to be better.",
+    "true_fp16": "The target encoder's own tokens before they were rounded: no translation needs to be better.",
+    "true_jpeg75": "The target encoder's tokens of JPEGs of quality 75 of the images: what that change alone does.",
+    "true_crop": "The target encoder's tokens of slightly cropped images: what that change alone does.",
+}
+
+
 def verdict(champion: Entry) -> str:
     """Return in one sentence what the figures say of a run at its best."""
-    kind = {
-        "flow": "A flow",
-        "regression": "A regression",
-        "closed form": "A closed-form baseline",
-        "ceiling": "The target encoder's own tokens: no translation needs to be better",
-    }[champion.kind]
+    if champion.value(HEADLINE) is None:
+        return "Nothing could be measured; the notes below say why."
+    if champion.kind == "ceiling":
+        return CEILINGS.get(champion.run, CEILINGS["true"])
+    kind = {"flow": "A flow", "regression": "A regression"}.get(champion.kind, "A closed-form baseline")
     sampler = f" with {champion.sampler}" if champion.trained else ""
     closed = champion.value("skill_r2")
     if not champion.trained or closed is None:

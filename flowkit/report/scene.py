@@ -13,7 +13,7 @@ from functools import cached_property
 
 from flowkit.report.data import Results
 from flowkit.report.details import Details
-from flowkit.report.standings import Entry, best, best_per_run, entries, overlap
+from flowkit.report.standings import NO_SAMPLERS, Entry, best, best_per_run, entries, told_apart
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,21 @@ class Scene:
         return max(mine, key=lambda entry: entry.headline, default=None)
 
     def tied_with(self, champion: Entry | None) -> Sequence[Entry]:
-        """Return the other trained runs whose interval overlaps: their order is not shown."""
+        """Return the other trained runs that are not told apart from the best one: their order is not shown."""
         if champion is None:
             return []
         rivals = [
             entry for entry in best_per_run(self.leading) if entry.trained and entry.run != champion.run
         ]
-        return [entry for entry in rivals if overlap(champion, entry)]
+        return [entry for entry in rivals if not told_apart(champion, entry)]
 
 
 def details_of(entry: Entry, known: dict[str, Details]) -> Details | None:
     """Return the arrays of an entry among those of its run; a closed form may name its only sampler differently."""
     if entry.sampler in known:
         return known[entry.sampler]
-    return next(iter(known.values())) if len(known) == 1 else None
+    is_closed = entry.sampler in NO_SAMPLERS
+    return next(iter(known.values())) if is_closed and len(known) == 1 else None
 
 
 def page_of(run: str) -> str:

@@ -139,6 +139,12 @@ def overlap(one: Entry, other: Entry) -> bool | None:
     return first.low <= second.high and second.low <= first.high
 
 
+def told_apart(one: Entry, other: Entry) -> bool:
+    """Whether it is shown which of two entries has the higher R2: image by image, or else by intervals apart."""
+    paired = one.differences.get((other.run, HEADLINE)) or other.differences.get((one.run, HEADLINE))
+    return paired.is_sure if paired else overlap(one, other) is False
+
+
 def compare(entry: Entry, reference: Entry) -> Comparison | None:
     """Say how far an entry is above or below a reference in R2; None when one of them was not measured."""
     ours, theirs = entry.value(HEADLINE), reference.value(HEADLINE)

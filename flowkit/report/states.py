@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Step = Literal["train", "sample", "baselines", "ceilings", "evaluate", "page", ""]
+Step = Literal["data", "train", "sample", "baselines", "ceilings", "evaluate", "page", ""]
 DONE: Step = ""
 
 _WORDS = {
+    "data": "its data are not there",
     "train": "not trained",
     "sample": "trained, nothing translated",
     "baselines": "not fitted",
     "ceilings": "not encoded",
     "evaluate": "translated, not evaluated",
-    "page": "evaluated, its page is not made",
+    "page": "evaluated, its page is missing or of an earlier evaluation",
     DONE: "complete",
 }
 
@@ -49,8 +50,10 @@ class RunState:
 
     @property
     def command(self) -> str:
-        """What makes the stage that is waited for; the rest follows with the whole workflow."""
-        return f"flowkit {self.waits_for} --config CONFIG --run {self.run}" if self.waits_for else ""
+        """What makes the stage that is waited for; empty where it takes several, which the whole workflow makes."""
+        if self.waits_for in (DONE, "data"):
+            return ""
+        return f"flowkit {self.waits_for} --config CONFIG --run {self.run}"
 
 
 def unfinished(states: Sequence[RunState]) -> list[RunState]:

@@ -136,7 +136,7 @@ def results_table(
     headers = [Header("run"), Header("sampler")]
     has_differences = any((BESIDE, HEADLINE) in entry.differences for entry in entries)
     for name in metrics:
-        headers.append(Header(measure(name).label, _hint(name), numeric=True))
+        headers.append(Header(measure(name).label, hint(name), numeric=True))
         if name == HEADLINE and has_differences:
             headers.append(Header(f"{measure(name).label} − {BESIDE}", PAIRED, numeric=True))
     headers += TRAINING if with_training else []
@@ -198,7 +198,7 @@ def differences_table(entry: Entry) -> Table | None:
     metrics = [name for name in COMPARED if any((other, name) in entry.differences for other in others)]
     if not metrics:
         return None
-    headers = [Header("less"), *[Header(measure(name).label, _hint(name), numeric=True) for name in metrics]]
+    headers = [Header("less"), *[Header(measure(name).label, hint(name), numeric=True) for name in metrics]]
     lines = [
         Line(
             [Cell(other), *(_difference_cell(entry.differences.get((other, name)), name) for name in metrics)]
@@ -280,7 +280,8 @@ def _direction(name: str) -> str:
     return "" if better == "neither" else f"{better} is better"
 
 
-def _hint(name: str) -> str:
+def hint(name: str) -> str:
+    """Return what a metric means and which direction is better."""
     return " ".join(part for part in (measure(name).meaning, _direction(name)) if part)
 
 

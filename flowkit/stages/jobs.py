@@ -71,9 +71,12 @@ class Job:
         return [*(str(folder / MANIFEST) for folder in self.inputs), *map(str, self.files)]
 
 
-def pack_spec(text: str) -> str:
-    """Return a spec as one argument of a command: as it is, or packed where it would exceed what the kernel allows."""
-    if len(text) <= ARGUMENT_LETTERS:
+def pack_spec(text: str, *, most: int = ARGUMENT_LETTERS) -> str:
+    """Return a spec as one argument of a command: as it is, or packed where it has more than `most` letters.
+
+    Without it, where it would exceed what the kernel allows.
+    """
+    if len(text) <= most:
         return text
     return PACKED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 

@@ -62,11 +62,16 @@ def _page(spec: Spec, name: str, others: Sequence[str], pictures: Pictures) -> R
     places = spec.places
     train = committed(places.train(name))[0].name if spec.target["kind"] == "trained" else None
     files = read_run(
-        places.evaluation(name).parent, train=train, evaluation=committed(places.evaluation(name))[0].name
+        places.evaluation(name).parent,
+        train=train,
+        evaluation=committed(places.evaluation(name))[0].name,
+        dataset=spec.target["dataset"],
     )
     scaled = name if name == SCALE else SCALE if SCALE in others else None
     details = read_all_details(committed(places.evaluation(scaled))[0]) if scaled else {}
     return RunPage(
+        evaluation=committed(places.evaluation(name))[0].name,
+        scale_of=scaled or "",
         facts=facts_of(spec),
         run=files,
         results=_results(spec, name, others),

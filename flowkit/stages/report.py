@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flowkit.paths import MANIFEST
 from flowkit.progress import logger
-from flowkit.provenance import digest_of
-from flowkit.report.data import Results, parse_results, read_records_of, read_results
+from flowkit.provenance import digest_of, read_json
+from flowkit.report.data import Results, parse_results, read_records_of
 from flowkit.report.experiments import write_experiments_index
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
-from flowkit.report.pages import Site, render_site
+from flowkit.report.pages import SURVEY_COMMAND, Site, render_site
 from flowkit.report.rendering import Files
 from flowkit.report.run_data import read_run_data
 from flowkit.report.scene import data_of
@@ -30,8 +31,9 @@ from flowkit.stages.jobs import STAGES
 from flowkit.stages.page import facts_of
 from flowkit.stages.scores import join, rates
 from flowkit.stages.session import Spec, committed, open_session
+from flowkit.stages.summary import SUMMARY, VERDICTS
 
-OF_ALL_RUNS = "all-runs"
+OF_ALL_RUNS = "All-runs"
 
 
 def run(spec: Spec) -> None:
@@ -57,54 +59,67 @@ def _files(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Files
     """Return every file of the report; those of runs are taken from their pages."""
     files: Files = {}
     made: dict[str, MadePage] = {}
-    for name in runs:
-        if (spec.places.page(name) / MANIFEST).is_file():
-            content, _ = committed(spec.places.page(name))
-            made[name] = read_made_page(content)
-            files |= read_files(content, without=ABOUT)
-    places = spec.places
+    for name in (state.run for state in states if state.is_complete):
+        content, _ = committed(spec.places.page(name))
+        made[name] = read_made_page(content)
+        files |= read_files(content, without=ABOUT)
+    places, dataset = spec.places, spec.target["dataset"]
+    results, has_summary = _results(spec, runs, states)
+    has_survey = (places.survey / MANIFEST).is_file()
+    lacking = [] if has_summary else [("The goals are not judged", "flowkit summary --config CONFIG")]
+    lacking += [] if has_survey else [("The data were not looked at", SURVEY_COMMAND)]
+    trained = spec.target["trained"].split(",")
     site = Site(
         facts=facts_of(spec),
-        results=_results(spec, runs, states),
+        results=results,
         made=made,
         states=states,
+        lacking=lacking,
         data=[read_run_data(files[data_of(name)]) for name in made if data_of(name) in files],
-        survey=committed(places.survey)[0] if (places.survey / MANIFEST).is_file() else None,
+        survey=committed(places.survey)[0] if has_survey else None,
         nodes=read_nodes(json.loads(spec.target["workflow"]), places.results, places.data_root),
-        trained=[read_records_of(places.train(name).parent) for name in spec.target["trained"].split(",")],
+        trained=[read_records_of(places.train(name).parent, dataset) for name in trained],
         defaults=spec.values["defaults"],
         meanings=STAGES,
     )
     return files | render_site(site)
 
 
-def _results(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> Results:
-    """Return the summary of all runs, or where it is not there yet, of those that were evaluated, without verdicts."""
-    places = spec.places
-    if (places.summary / MANIFEST).is_file() and not any(state.lacks_evaluation for state in states):
-        return read_results(places.experiment_folder)
+def _results(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> tuple[Results, bool]:
+    """Return the summary of all runs, or where it is not there, of those that were evaluated; and whether it is.
+
+    A summary that is there may be one of earlier evaluations, where a person has evaluated anew by hand.
+    """
+    places, dataset = spec.places, spec.target["dataset"]
     evaluated = [state.run for state in states if not state.lacks_evaluation]
+    measured: list[Any] = [row for run in evaluated for row in rates(spec, run, dataset)]
+    if len(evaluated) == len(runs) and (places.summary / MANIFEST).is_file():
+        content, _ = committed(places.summary)
+        summary, judged = read_json(content / SUMMARY), read_json(content / VERDICTS)["rows"]
+        document = {**summary, "rows": summary["rows"] + measured}
+        return parse_results(places.experiment, document, judged, content / SUMMARY), True
     joined = join(spec, evaluated)
-    rows: list[Any] = [*joined.rows]
-    rows += [row for run in evaluated for row in rates(spec, run, spec.target["dataset"])]
-    document: Mapping[str, Any] = {
-        "rows": rows,
-        "notes": joined.notes,
-        "differences": joined.differences,
-    }
-    return parse_results(places.experiment, document, [], places.experiment_folder)
+    document = {**asdict(joined), "rows": [*joined.rows, *measured]}
+    return parse_results(places.experiment, document, [], places.experiment_folder), False
 
 
 def _state(spec: Spec, name: str) -> RunState:
     """Return how far a run has come, by the manifests that are there."""
     places, made_by = spec.places, spec.values["made_by"].get(name, "sample")
-    chain: list[tuple[Step, Path]] = [("train", places.train(name))] if made_by == "sample" else []
+    encoders = spec.target["source"], spec.target["target"]
+    chain: list[tuple[Step, Path]] = [("data", places.pairs(spec.target["dataset"], *encoders))]
+    if made_by == "sample":
+        chain += [("data", places.pairs(spec.target["train"], *encoders)), ("train", places.train(name))]
     chain += [(made_by, places.samples(name, spec.target["dataset"])), ("evaluate", places.evaluation(name))]
     chain += [("page", places.page(name))]
     for step, folder in chain:
         if not (folder / MANIFEST).is_file():
             return RunState(name, step, _progress(folder) if step == "train" else "")
-    return RunState(name, "")
+    is_current = (
+        read_made_page(committed(places.page(name))[0]).evaluation
+        == committed(places.evaluation(name))[0].name
+    )
+    return RunState(name, "" if is_current else "page")
 
 
 def _progress(train: Path) -> str:

@@ -71,11 +71,13 @@ def _differences(spec: Spec, rows: Sequence[SummaryRow], mine: Container[str]) -
     against = [best for run in AGAINST if (best := _best(run, values, arrays)) is not None]
     if not arrays:
         return
-    counts = draw_counts(len(next(iter(arrays.values()))[ERROR]), draws=DRAWS, seed=0)
+    images = {one: len(kept[ERROR]) for one, kept in arrays.items()}
+    counts_of = {count: draw_counts(count, draws=DRAWS, seed=0) for count in set(images.values())}
     for one, other in product(arrays, against):
-        if one[0] == other[0] or one[0] not in mine:
+        # one of them may have been measured on other images, where an experiment is half made anew
+        if one[0] == other[0] or one[0] not in mine or images[one] != images[other]:
             continue
-        found = differences(values[one], arrays[one], values[other], arrays[other], counts)
+        found = differences(values[one], arrays[one], values[other], arrays[other], counts_of[images[one]])
         for metric, estimate in found.items():
             yield {
                 "run": one[0],

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flowkit.datasets import CocoDataset, DemoDataset
 from flowkit.encoders.weight_registry import encoder_family
@@ -258,15 +259,20 @@ class Plan(DataPlan):
     def _pages(self) -> Iterator[Job]:
         beside = [run for run in BESIDE if run in self.all_runs]
         for run in self.config.runs:
-            seeds = [
-                other
-                for other in self.config.runs
-                if other != run and without_seed(other) == without_seed(run)
-            ]
-            yield self._page(run, (run,), [other for other in beside if other != run], seeds)
+            yield self._page(run, (run,), [other for other in beside if other != run], self._seeds(run))
         if self.config.baselines:
             closed = [run for run in beside if run in self.config.baselines]
             yield self._page("baselines", self.config.baselines, closed, ())
+
+    def _seeds(self, run: str) -> list[str]:
+        """Return the runs that are the same training with other seeds: by name, and by all other settings."""
+
+        def settings(name: str) -> dict[str, Any]:
+            found = self.config.run(name).model_dump(mode="json")
+            return {**found, "train": {**found["train"], "seed": None}}
+
+        family = [other for other in self.config.runs if without_seed(other) == without_seed(run)]
+        return [other for other in family if other != run and settings(other) == settings(run)]
 
     def _report(self, jobs: Mapping[str, Job]) -> Job:
         """Return the job of the report, which draws all others with their times."""
@@ -282,6 +288,7 @@ class Plan(DataPlan):
         target = {
             "runs": ",".join(self.all_runs),
             "trained": ",".join(self.config.runs),
+            "train": self.config.data.train,
             "workflow": canonical_json(nodes_of(jobs, self.places)),
             **self._pair_target(dataset),
         }

@@ -59,7 +59,7 @@ def build(experiment: Experiment, to: Path) -> list[Path]:
         made[name] = read_made_page(kept)
         files |= read_files(kept, without=ABOUT)
     data = [read_run_data(files[data_of(name)]) for name in made if data_of(name) in files]
-    files |= render_site(Site(experiment.facts, results, made, experiment.states, data))
+    files |= render_site(Site(experiment.facts, results, made, experiment.states, data=data))
     check_budgets(files)
     write_files(files, to.parent / f"{to.name}-content")
     copy_report(to.parent / f"{to.name}-content", to)

@@ -202,7 +202,7 @@ def test_vectors_that_are_not_kept_are_said_to_be_missing(tmp_path: Path) -> Non
     files = page_of(write_survey(tmp_path, found))
     text = Page(files["data.html"]).words
     assert "Near-duplicates were not measured: the stores of eva hold no pooled vectors." in text
-    assert "figures/data/matches.svg" not in files
+    assert "figures/_data/matches.svg" not in files
 
 
 def test_a_survey_without_faults_shows_no_empty_tables(tmp_path: Path) -> None:

@@ -308,3 +308,12 @@ def test_settings_are_held_against_the_defaults() -> None:
     assert alike is not None
     assert alike.lines == []
     assert changed_settings(record("a", "train"), {"train": {"optimizer": "muon"}}) is None
+
+
+def test_long_trainings_are_thinned_in_their_data_too() -> None:
+    lines = [{"step": step, "loss": 1 / step} for step in range(1, 50_001)]
+    (plot,) = training_curves("flow", lines)
+    assert len(plot.data) <= 2001
+    assert plot.data["step"].iloc[0] == 1
+    assert plot.data["step"].iloc[-1] == 50_000
+    assert "the CSV has one in 25, metrics.jsonl all" in plot.caption

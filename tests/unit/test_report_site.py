@@ -19,7 +19,7 @@ from site_material import HOSTILE, Experiment, build, pictures, write_details, w
 from flowkit.errors import ReportError
 from flowkit.evaluation.collected import collect, collect_true
 from flowkit.evaluation.details import per_image
-from flowkit.report.data import Measurement, Picture, Results, RunFiles, read_results, read_run
+from flowkit.report.data import Difference, Measurement, Picture, Results, RunFiles, read_results, read_run
 from flowkit.report.details import read_details
 from flowkit.report.made_page import read_made_page
 from flowkit.report.pages import Site, render_site
@@ -125,7 +125,8 @@ def test_first_page_says_which_run_is_best_and_what_holds(site: Path) -> None:
     assert "Goals: 1 of 2 shown" in text
     assert "✓ shown" in text
     assert "– not shown" in text
-    assert "measured not measured, asked for 0.5" in text
+    assert "not measured, asked for 0.5" in text
+    assert "measured not measured" not in text
     assert "against ridge R² 0.140 above (intervals apart)" in text
     assert "against regression · direct-1 R² 0.040 below (intervals apart)" in text
     assert "is ahead of every trained run" not in text
@@ -279,7 +280,8 @@ def test_unfinished_runs_are_named_with_what_makes_them(inputs: Experiment, tmp_
     assert "3 of 4 runs are not complete" in text
     assert "not trained, 120 steps taken. flowkit train --config CONFIG --run &lt;script&gt;" in text
     assert "ridge : not fitted. flowkit baselines --config CONFIG --run ridge" in text
-    assert "other : evaluated, its page is not made. flowkit page --config CONFIG --run other" in text
+    missing = "evaluated, its page is missing or of an earlier evaluation"
+    assert f"other : {missing}. flowkit page --config CONFIG --run other" in text
 
 
 def test_report_of_nothing_measured_says_so(tmp_path: Path) -> None:
@@ -327,3 +329,75 @@ def test_a_made_page_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "about.json").write_text('{"run": "flow"')
     with pytest.raises(ReportError, match="run stage page again"):
         read_made_page(tmp_path)
+
+
+def test_a_page_made_again_has_the_same_bytes(inputs: Experiment) -> None:
+    """Its own record lies in the folder of the run by then; what it says is of the first making."""
+    asked = RunPage(inputs.facts, read_run(inputs.folder / "runs" / "flow"), read_results(inputs.folder))
+    first = render_run(asked)
+    made = inputs.folder / "runs" / "flow" / "page"
+    made.mkdir()
+    (made / "run.json").write_text('{"stage": "page", "seconds": 3.5}', encoding="utf-8")
+    assert render_run(replace(asked, run=read_run(inputs.folder / "runs" / "flow"))) == first
+
+
+def test_what_is_sure_image_by_image_is_no_tie(tmp_path: Path) -> None:
+    """Intervals that overlap say nothing where the difference itself was measured."""
+    folder = tmp_path / "close"
+    folder.mkdir()
+    write_summary(
+        folder, {("flow", "euler-1"): 0.978, ("regression", "direct-1"): 0.980, ("ridge", "-"): 0.981}
+    )
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    results = read_results(folder)
+    page = render_site(Site(PLAIN, results))["index.html"].decode()
+    assert "Not told apart from flow · euler-1" in page
+    assert "has the highest R², not told apart from the best trained run" in page
+    surely = [
+        Difference("flow", "euler-1", "evaluation", "regression", "r2", -0.002, -0.003, -0.001),
+        Difference("regression", "direct-1", "evaluation", "ridge", "r2", -0.001, -0.0015, -0.0005),
+    ]
+    page = render_site(Site(PLAIN, replace(results, differences=surely)))["index.html"].decode()
+    assert "Not told apart" not in page
+    assert "is ahead of every trained run" in page
+
+
+def test_a_run_of_which_nothing_could_be_measured_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "diverged"
+    folder.mkdir()
+    write_summary(folder, {("flow", "euler-1"): 0.9, ("other", "euler-1"): 0.8})
+    (folder / "verdicts.json").write_text('{"schema": 1, "rows": []}', encoding="utf-8")
+    results = read_results(folder)
+    rows = [
+        replace(row, value=None, low=None, high=None) if row.run == "flow" else row
+        for row in results.measurements
+    ]
+    results = replace(results, measurements=rows)
+    text = " ".join(re.sub(r"<[^>]+>", " ", render_site(Site(PLAIN, results))["index.html"].decode()).split())
+    assert "Nothing could be measured of flow : the notes on their pages say why" in text
+    assert "nothing could be measured" in text.split("All runs and samplers")[1]
+    page = RunPage(PLAIN, RunFiles("flow", [], {}, []), results)
+    assert "Nothing could be measured; the notes below say why" in render_run(page)["runs/flow.html"].decode()
+
+
+def test_the_gallery_calls_nothing_the_best_run_that_is_not(inputs: Experiment, tmp_path: Path) -> None:
+    """Without the page of the best run, the best flow heads the gallery under its own name."""
+    build(inputs, tmp_path / "report")
+    results = read_results(inputs.folder)
+    made = {
+        name: read_made_page(folder)
+        for folder in (tmp_path / "report-pages").iterdir()
+        if (name := read_made_page(folder).run) != "regression"
+    }
+    files = render_site(Site(inputs.facts, results, made))
+    text = files["gallery.html"].decode()
+    assert "flow · euler-1, the best flow" in text
+    assert "the best run" not in text
+    assert "The page of regression is not made, so its images are not here" in files["index.html"].decode()
+
+
+def test_many_pages_may_weigh_more_in_all(tmp_path: Path) -> None:
+    heavy = {f"data/{number}": bytes(1_000_000) for number in range(60)}
+    with pytest.raises(ReportError, match=r"the report has 60,000,\d+ bytes, at most 50,000,000 with 1 runs"):
+        check_budgets(heavy | {"runs/a.html": b""})
+    check_budgets(heavy | {f"runs/{number}.html": b"" for number in range(40)})

@@ -21,7 +21,8 @@ def test_report_by_hand_shows_what_is_there_and_names_what_is_not(finished: Proj
     assert "Not everything is there yet" in page
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert "flow : translated, not evaluated. flowkit evaluate --config CONFIG --run flow" in text
-    assert "regression : evaluated, its page is not made" in text
+    assert "regression : evaluated, its page is missing" in text
+    assert "The goals are not judged. flowkit summary --config CONFIG" in text
     assert "regression direct-1" in text, "what was evaluated stands in the table"
     assert "No goals were judged" in text, "goals are judged over all runs"
     assert not (project.folder / "results/tiny/report/runs/regression.html").exists()
