@@ -1,7 +1,8 @@
 """The page that holds two runs against each other: one pair in full here, any other pair by compare.js.
 
 What the script says of a pair is what this module says, word for word; a browser test holds both against each other.
-Figures are compared on the same images where both runs were measured on them (paired.py), else by their own intervals.
+A difference is the summary's where it holds one run against the other, as the run's page shows it; else it is computed
+from errors and jackknife values of the same images (paired.py), else the two figures' own intervals are compared.
 A difference that the numbers do not bear is "not shown".
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from flowkit.report.measures import KEY_METRICS, Measure, in_order, measure, plain
 from flowkit.report.paired import DRAWS, Interval, jackknife_factor, jackknife_interval, r2_interval
 from flowkit.report.rendering import TEMPLATES, Files, Renderer
-from flowkit.report.run_data import FigureOf, ImageOf, RunData, SamplerData, Value
+from flowkit.report.run_data import FigureOf, ImageOf, PairedOf, RunData, SamplerData, Value
 from flowkit.report.standings import HEADLINE
 from flowkit.report.tables import Cell, Header, Line, Table
 
@@ -26,6 +27,8 @@ SAME_SPREAD = 1e-3
 """How far the spread of an image may differ between two runs: by rounding."""
 MOST_IMAGES, MOST_PICTURES = 10, 8
 BESIDE = "ridge"
+SKILLS = {"skill_r2": HEADLINE}
+"""Shares of the gap to ridge: a difference of them is that of another metric over 1 less ridge's."""
 NOTHING = Cell("–", missing=True)
 
 
@@ -54,9 +57,26 @@ class Pair:
         """Error of B less that of A, image by image; empty without errors."""
         return [theirs - ours for ours, theirs in zip(self.a.errors, self.b.errors, strict=True)]
 
+    def in_summary(self, metric: str) -> PairedOf | None:
+        """The summary's difference, A less B; None unless one side is held against the other at its best there."""
+        best_a, best_b = self.run_a.samplers[0].sampler, self.run_b.samplers[0].sampler
+        found = self.a.less(self.run_b.run, metric) if self.b.sampler == best_b else None
+        other = self.b.less(self.run_a.run, metric) if self.a.sampler == best_a else None
+        return found or (other.turned if other else None)
+
+    def difference(self, metric: str) -> float | None:
+        """A metric of A less that of B, None where one was not measured."""
+        ours, theirs = self.a.value(metric), self.b.value(metric)
+        if ours is None or theirs is None:
+            return None
+        known = self.in_summary(metric)
+        return known.value if known else ours.value - theirs.value
+
     @cached_property
     def interval_of_r2(self) -> Interval | None:
         """The interval of R2 of A less that of B."""
+        if known := self.in_summary(HEADLINE):
+            return Interval(known.low, known.high)
         return r2_interval(self.a.errors, self.b.errors, self.run_a.spread) if self.have_errors else None
 
     def interval(self, metric: str) -> Interval | None:
@@ -64,9 +84,20 @@ class Pair:
         ours, theirs = self.a.value(metric), self.b.value(metric)
         if metric == HEADLINE or ours is None or theirs is None:
             return self.interval_of_r2 if metric == HEADLINE else None
+        if known := self.in_summary(metric):
+            return Interval(known.low, known.high)
+        if metric in SKILLS:
+            return self._interval_of_skill(SKILLS[metric], ours.value - theirs.value)
         if not (self.are_same_images and len(ours.without) == len(theirs.without) == GROUPS):
             return None
         return jackknife_interval(ours.value - theirs.value, ours.without, theirs.without)
+
+    def _interval_of_skill(self, metric: str, skill: float) -> Interval | None:
+        """The interval of a difference `skill` from that of its metric: ridge's own figure counts as fixed."""
+        ours, theirs, interval = self.a.value(metric), self.b.value(metric), self.interval(metric)
+        if ours is None or theirs is None or interval is None or skill * (ours.value - theirs.value) <= 0:
+            return None
+        return interval.scaled(skill / (ours.value - theirs.value))
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,7 @@ class View:
     verdict: str
     axis: Mapping[str, str]
     smaller: str
+    source: str
     count: str
     key: Table
     metrics: Table
@@ -133,6 +165,7 @@ def view_of(pair: Pair) -> View:
         verdict=verdict(pair),
         axis=axis_of(pair),
         smaller=_smaller(pair),
+        source=_source(pair),
         count=_count(metrics),
         key=metrics_table(pair, [name for name in names if name in KEY_METRICS]),
         metrics=metrics,
@@ -149,11 +182,11 @@ def verdict(pair: Pair) -> str:
     ours, theirs = pair.a.value(HEADLINE), pair.b.value(HEADLINE)
     if (pair.run_a.slug, pair.a.sampler) == (pair.run_b.slug, pair.b.sampler):
         return "Both sides are the same run with the same sampler."
-    if ours is None or theirs is None:
+    value = pair.difference(HEADLINE)
+    if ours is None or theirs is None or value is None:
         missing = [name for name, value in ((pair.a.label, ours), (pair.b.label, theirs)) if value is None]
         return f"Who is ahead is not known: R² was not measured for {' and '.join(missing)}."
     finer = measure(HEADLINE).of_differences
-    value = ours.value - theirs.value
     size, side = finer.text(abs(value)), "above" if value >= 0 else "below"
     interval = pair.interval_of_r2
     if interval is None:
@@ -176,10 +209,9 @@ def verdict(pair: Pair) -> str:
 
 def axis_of(pair: Pair) -> Mapping[str, str]:
     """Return where the interval of the R2 difference lies, in percent of an axis with 0 in its middle; or nothing."""
-    ours, theirs, interval = pair.a.value(HEADLINE), pair.b.value(HEADLINE), pair.interval_of_r2
-    if ours is None or theirs is None or interval is None:
+    value, interval = pair.difference(HEADLINE), pair.interval_of_r2
+    if value is None or interval is None:
         return {}
-    value = ours.value - theirs.value
     reach = 1.2 * max(abs(value), abs(interval.low), abs(interval.high), 1e-9)
     left, middle, right = (f"{50 + 50 * at / reach:.2f}" for at in (interval.low, value, interval.high))
     return {"left": left, "middle": middle, "width": f"{float(right) - float(left):.2f}"}
@@ -192,6 +224,18 @@ def _smaller(pair: Pair) -> str:
     count = sum(difference > 0 for difference in pair.differences)
     images = len(pair.differences)
     return f"The error of A is the smaller one on {count:,} of {images:,} images ({plain(100 * count / images, 1)} %)."
+
+
+def _source(pair: Pair) -> str:
+    """Say where the interval of R2 comes from."""
+    if pair.difference(HEADLINE) is None or pair.interval_of_r2 is None:
+        return ""
+    if pair.in_summary(HEADLINE):
+        return "Here it is that of the summary, as the page of the run has it."
+    return (
+        f"The summary does not hold these two against each other: for R² it is from {DRAWS:,} draws of the images, "
+        "the same draws for any such pair."
+    )
 
 
 def metrics_table(pair: Pair, names: Sequence[str]) -> Table:
@@ -212,21 +256,26 @@ def metrics_table(pair: Pair, names: Sequence[str]) -> Table:
 
 
 def _count(metrics: Table) -> str:
-    """Say in how many metrics each is ahead."""
-    found = [line.cells[-1].text for line in metrics.lines]
+    """Say in how many metrics each is ahead, and what is with all others."""
+    last = [line.cells[-1] for line in metrics.lines]
+    found = ["not measured" if cell.missing else cell.text for cell in last]
     ahead = " and ".join(f"{side} is ahead in {found.count(f'{side} is ahead'):,}" for side in "AB")
-    return f"Of {len(found):,} metrics, {ahead}; in {found.count('not shown'):,} it is not shown who is."
+    others = {"equal": "equal", "–": "without a direction", "not measured": "not measured in both"}
+    rest = [f"{found.count(text):,} {words}" for text, words in others.items() if text in found]
+    more = f" The rest: {', '.join(rest)}." if rest else ""
+    doubt = f"in {found.count('not shown'):,} it is not shown who is"
+    return f"Of {len(found):,} metrics, {ahead}; {doubt}.{more}"
 
 
 def _metric_line(pair: Pair, name: str) -> Line:
     shown, ours, theirs = measure(name), pair.a.value(name), pair.b.value(name)
     head = Cell(shown.label, "" if shown.better == "neither" else f"{shown.better} is better")
     cells = [head, _value_cell(shown, ours), _value_cell(shown, theirs)]
-    if ours is None or theirs is None:
+    value, interval = pair.difference(name), pair.interval(name)
+    if ours is None or theirs is None or value is None:
         return Line([*cells, NOTHING, NOTHING])
-    interval = pair.interval(name)
-    finer, value = (shown.of_differences if shown.decimals else shown), ours.value - theirs.value
-    text = f"+{finer.text(value)}" if value > 0 else finer.text(value)
+    finer = shown.of_differences if shown.decimals else shown
+    text = ("+" if value > 0 else "") + finer.text(value)
     note = finer.interval(interval.low, interval.high) if interval else ""
     return Line([*cells, Cell(text, note, value), _ahead(shown, ours, theirs, interval)])
 

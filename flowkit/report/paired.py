@@ -1,10 +1,11 @@
-"""How two runs differ on the same images, with an interval: computed here for one pair, by compare.js for any other.
+"""How two runs differ on the same images, with an interval, where the summary does not hold one against the other.
 
     R2        sum_n (e'_n - e_n) / sum_n s_n, e and e' the errors of image n, s its spread; percentiles of 1,000 draws
               of the images, as `evaluation.differences` has it
     others    a figure less the other, their jackknife over tenths of the images
-Both programs draw the same images: draw r of N images takes rows floor(N mix(r N + n + 1) / 2^32) for n = 0 .. N - 1,
-where mix multiplies the count by 0x9e3779b9 and stirs its bits (splitmix32). Shapes: N images, R draws, G tenths.
+Here and in compare.js the draws are the same: draw r of N images takes rows floor(N mix(r N + n + 1) / 2^32) for
+n = 0 .. N - 1, where mix multiplies the count by 0x9e3779b9 and stirs its bits (splitmix32). Shapes: N images,
+R draws, G tenths.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Interval:
     def is_sure(self) -> bool:
         """Whether it leaves no doubt about the sign."""
         return self.low > 0 or self.high < 0
+
+    def scaled(self, by: float) -> Interval:
+        """Return the interval of `by` times the difference, `by` above 0."""
+        return Interval(by * self.low, by * self.high)
 
 
 def drawn_rows(images: int, first: int, last: int) -> NDArray[np.uint64]:

@@ -51,6 +51,22 @@ class Value:
 
 
 @dataclass(frozen=True)
+class PairedOf:
+    """A metric of a sampler less that of another run at its best, on the same images, as the summary has it."""
+
+    against: str
+    metric: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def turned(self) -> PairedOf:
+        """The same with the two sides changed; `against` stays the run that the summary names."""
+        return PairedOf(self.against, self.metric, -self.value, -self.high, -self.low)
+
+
+@dataclass(frozen=True)
 class FigureOf:
     """A figure that a run's page shows."""
 
@@ -79,6 +95,7 @@ class SamplerData:
     sampler: str
     label: str
     values: Sequence[Value]
+    paired: Sequence[PairedOf]
     figures: Sequence[FigureOf]
     errors: Sequence[float]
     images: Sequence[ImageOf]
@@ -86,6 +103,10 @@ class SamplerData:
     def value(self, metric: str) -> Value | None:
         """Return a metric, None where it was not measured."""
         return next((one for one in self.values if one.metric == metric), None)
+
+    def less(self, run: str, metric: str) -> PairedOf | None:
+        """Return the summary's difference to the best of another run, None where it has none."""
+        return next((one for one in self.paired if (one.against, one.metric) == (run, metric)), None)
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,7 @@ def run_data(
             entry.sampler,
             entry.name,
             _values(entry, known if _is_of(known, spread) else None),
+            _paired(entry),
             _figures(_by_sampler(entry, drawn) or []),
             _errors(known) if place < counts and _is_of(known, spread) else [],
             [ImageOf(one.index, one.caption, one.picture, one.error_map) for one in items if place == 0],
@@ -209,6 +231,16 @@ def _values(entry: Entry, details: Details | None) -> list[Value]:
         is_measured = without.size > 1 and bool(np.isfinite(without).all())
         each = [shortened(float(value), FINE_DIGITS) for value in without] if is_measured else []
         found.append(Value(name, row.value, row.low, row.high, each))
+    return found
+
+
+def _paired(entry: Entry) -> list[PairedOf]:
+    """Return the differences of the summary that have an interval."""
+    found = []
+    for one in entry.differences.values():
+        if one.low is not None and one.high is not None:
+            numbers = [shortened(number, FINE_DIGITS) for number in (one.value, one.low, one.high)]
+            found.append(PairedOf(one.against, one.metric, *numbers))
     return found
 
 

@@ -266,6 +266,25 @@ def test_interval_is_that_of_the_evaluation(visit: Open) -> None:
     assert abs(high - drawn.high) < 0.08 * width
 
 
+@pytest.mark.parametrize("sides", ["a=flow&as=euler-1&b=SCRIPT", "a=SCRIPT&b=flow&bs=euler-1"])
+def test_interval_is_that_of_the_summary_where_it_has_the_pair(visit: Open, sides: str) -> None:
+    """A pair that no page comes with: only the script knows it."""
+    page = ready(visit("compare.html#" + sides.replace("SCRIPT", slug(SCRIPT))))
+    verdict = page.locator("#verdict")
+    expect(verdict).to_contain_text("flow · euler-1 is ahead of")
+    expect(verdict).to_contain_text("by 0.3000 (95 % interval 0.2812 to 0.3457, image by image)")
+    expect(page.locator("#source")).to_contain_text("Here it is that of the summary")
+    rows = page.locator("#key tbody tr")
+    is_turned = sides.startswith("a=SCRIPT")
+    distance = "−0.01234 to 0.61234" if is_turned else "−0.61234 to 0.01234"
+    expect(rows.filter(has_text="Fréchet, images")).to_contain_text(distance)
+    r2, skill = (rows.filter(has_text=label).locator("td").last for label in ("R²", "gap closed"))
+    expect(skill).to_contain_text(f"{'B' if is_turned else 'A'} is ahead")
+    assert skill.inner_text() == r2.inner_text()
+    page.goto(page.url.replace("euler-1", "heun-50").replace(slug(SCRIPT), "ridge"))
+    expect(page.locator("#source")).to_contain_text("from 1,000 draws of the images")
+
+
 def test_choice_stands_in_the_address_and_goes_back(visit: Open) -> None:
     page = ready(visit("compare.html"))
     page.select_option("#sampler-a", "euler-1")

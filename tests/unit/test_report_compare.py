@@ -17,6 +17,7 @@ from flowkit.report.paired import DRAWS, drawn_rows, jackknife_interval, r2_inte
 from flowkit.report.run_data import RunData, SamplerData, read_run_data, run_data
 from flowkit.report.scene import slug
 from flowkit.report.scripts import data_script, read_data_script
+from flowkit.report.tables import Line
 
 
 def data_of(run: str) -> RunData:
@@ -180,7 +181,7 @@ def test_r2_that_was_not_measured_is_said_to_be(runs: dict[str, RunData]) -> Non
 
 
 def test_lower_is_ahead_where_lower_is_better(runs: dict[str, RunData]) -> None:
-    line = view_of(pair(runs, "flow", "ridge")).metrics.lines[1]
+    line = line_of(pair(runs, "flow", "ridge"), "Fréchet, images")
     assert [cell.text for cell in line.cells] == [
         "Fréchet, images",
         "0.0900",
@@ -193,11 +194,80 @@ def test_lower_is_ahead_where_lower_is_better(runs: dict[str, RunData]) -> None:
 
 def test_metrics_are_counted_and_the_key_ones_stand_apart(runs: dict[str, RunData]) -> None:
     view = view_of(pair(runs, "flow", "ridge"))
-    assert view.count == "Of 5 metrics, A is ahead in 2 and B is ahead in 0; in 0 it is not shown who is."
-    assert [line.cells[0].text for line in view.key.lines] == ["R²", "Fréchet, images", "evaluations"]
+    assert view.count == (
+        "Of 6 metrics, A is ahead in 3 and B is ahead in 0; in 0 it is not shown who is. "
+        "The rest: 2 equal, 1 without a direction."
+    )
+    assert [line.cells[0].text for line in view.key.lines] == [
+        "R²",
+        "gap closed",
+        "Fréchet, images",
+        "evaluations",
+    ]
     assert [line.cells[0].text for line in view.metrics.lines][-1] == IMAGE
     doubt = view_of(pair(runs, "flow", "regression"))
-    assert doubt.count.endswith("A is ahead in 0 and B is ahead in 0; in 2 it is not shown who is.")
+    assert "A is ahead in 0 and B is ahead in 0; in 3 it is not shown who is." in doubt.count
+    bare = replace(runs["ridge"].samplers[0], values=runs["ridge"].samplers[0].values[:1])
+    view = view_of(
+        Pair(runs["flow"], runs["flow"].samplers[0], replace(runs["ridge"], samplers=[bare]), bare)
+    )
+    assert view.count.endswith("in 0 it is not shown who is. The rest: 5 not measured in both.")
+
+
+def line_of(chosen: Pair, label: str) -> Line:
+    return next(line for line in view_of(chosen).metrics.lines if line.cells[0].text == label)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_the_summary_says_of_a_pair_is_what_the_page_says(runs: dict[str, RunData], at: int) -> None:
+    """Each sampler of a run against the best of another, with the interval that the run's page shows."""
+    chosen = pair(runs, "flow", SCRIPT, at)
+    view = view_of(chosen)
+    label = chosen.a.label
+    assert view.verdict == (
+        f"{label} is ahead of {SCRIPT} · heun-50 in R² by 0.3000 (95 % interval 0.2812 to 0.3457, image by image)."
+    )
+    assert view.source.startswith("Here it is that of the summary")
+    distance = line_of(chosen, "Fréchet, images").cells
+    assert [(cell.text, cell.note) for cell in distance[3:]] == [
+        ("−0.30000", "−0.61234 to 0.01234"),
+        ("not shown", "A ahead, 0 is possible"),
+    ]
+    bare = replace(chosen.a, errors=[])  # errors are not needed for it
+    assert view_of(replace(chosen, a=bare)).verdict == view.verdict
+
+
+def test_what_the_summary_says_is_turned_with_the_pair(runs: dict[str, RunData]) -> None:
+    turned = view_of(pair(runs, SCRIPT, "flow"))
+    assert turned.verdict.startswith("flow · heun-50 is ahead of")
+    assert turned.verdict.endswith("by 0.3000 (95 % interval 0.2812 to 0.3457, image by image).")
+    assert turned.metrics.lines[0].cells[3].note == "−0.3457 to −0.2812"
+    other = pair(runs, "flow", QUOTED)
+    assert view_of(other).metrics.lines[0].cells[3].note == "−0.0123 to 0.8123"
+    assert line_of(other, "Fréchet, images").cells[3].note == "−0.42345 to −0.38123"
+
+
+def test_only_the_best_of_the_other_run_is_in_the_summary(runs: dict[str, RunData]) -> None:
+    computed = view_of(pair(runs, "flow", QUOTED, 1))
+    assert computed.source.startswith("The summary does not hold these two against each other")
+    assert "1,000 draws" in computed.source
+    assert "−0.0123" not in computed.metrics.lines[0].cells[3].note
+    unpaired = replace(runs["ridge"], spread=[])
+    assert view_of(pair({**runs, "ridge": unpaired}, "flow", "ridge")).source == ""
+
+
+@pytest.mark.parametrize("b", ["ridge", SCRIPT, "regression", QUOTED])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_gap_closed_is_as_sure_as_r2(runs: dict[str, RunData], b: str, is_turned: bool) -> None:
+    """It is R2 over what ridge leaves, 0.12 here; its own intervals would say "not shown" of all."""
+    chosen = pair(runs, *((b, "flow") if is_turned else ("flow", b)))
+    r2, skill = line_of(chosen, "R²").cells, line_of(chosen, "gap closed").cells
+    assert skill[4] == r2[4]
+    assert r2[4].note in ("image by image", f"{'BA'[not is_turned]} ahead, 0 is possible")
+    ours, theirs = chosen.interval("r2"), chosen.interval("skill_r2")
+    assert ours is not None
+    assert theirs is not None
+    assert (theirs.low, theirs.high) == pytest.approx((ours.low / 0.12, ours.high / 0.12))
 
 
 def test_settings_that_differ_are_listed(runs: dict[str, RunData]) -> None:
@@ -223,7 +293,7 @@ def test_images_that_differ_most_come_first(runs: dict[str, RunData]) -> None:
 
 def test_default_pair_is_the_best_flow_against_the_best_other() -> None:
     kinds = {"regression": "regression", "ridge": "closed form", "constant": "closed form", "true": "ceiling"}
-    sampler = SamplerData("s", "s", [], [], [], [])
+    sampler = SamplerData("s", "s", [], [], [], [], [])
 
     def of(*names: str) -> tuple[str, str] | None:
         runs = [RunData(name, name, kinds.get(name, "flow"), "", [], [], [], [], [sampler]) for name in names]

@@ -9,6 +9,7 @@
   const DRAWS = Number(form.dataset.draws);
   const FACTOR = Number(form.dataset.factor); // half a jackknife's interval over the root of its squared deviations
   const GROUPS = 10, SAME_SPREAD = 1e-3, MOST_IMAGES = 10, MOST_PICTURES = 8;
+  const SKILLS = Object.assign(Object.create(null), { skill_r2: "r2" });
   const { count, load, make, row } = window.flowkit;
   const NOTHING = ["–", "", null, 2];
   const byId = (id) => document.getElementById(id);
@@ -80,18 +81,42 @@
     });
     const haveErrors = areSame && a.errors.length > 0 && b.errors.length > 0;
     const differences = haveErrors ? a.errors.map((error, at) => b.errors[at] - error) : [];
-    const r2 = haveErrors ? r2Interval(differences, ours) : null;
-    return { runA, a, runB, b, areSame, haveErrors, differences, r2 };
+    const pair = { runA, a, runB, b, areSame, haveErrors, differences };
+    pair.r2 = inSummary(pair, "r2") || (haveErrors ? r2Interval(differences, ours) : null);
+    return pair;
   }
 
   function valueOf(sampler, metric) {
     return sampler.values.find((one) => one.metric === metric);
   }
 
+  function inSummary({ runA, a, runB, b }, metric) { // A less B, where one is held against the other at its best
+    const less = (one, run) => one.paired.find((known) => known.against === run.run && known.metric === metric);
+    const found = b.sampler === runB.samplers[0].sampler && less(a, runB);
+    if (found) return found;
+    const other = a.sampler === runA.samplers[0].sampler && less(b, runA);
+    return other ? { value: -other.value, low: -other.high, high: -other.low } : null;
+  }
+
+  function differenceOf(pair, ours, theirs) {
+    const known = inSummary(pair, ours.metric);
+    return known ? known.value : ours.value - theirs.value;
+  }
+
   function intervalOf(pair, ours, theirs) {
     if (ours.metric === "r2") return pair.r2;
+    const known = inSummary(pair, ours.metric);
+    if (known) return known;
+    if (ours.metric in SKILLS) return intervalOfSkill(pair, SKILLS[ours.metric], ours.value - theirs.value);
     const groups = [ours, theirs].every((one) => one.without.length === GROUPS);
     return pair.areSame && groups ? jackknifeInterval(ours.value - theirs.value, ours.without, theirs.without) : null;
+  }
+
+  function intervalOfSkill(pair, metric, skill) {
+    const ours = valueOf(pair.a, metric), theirs = valueOf(pair.b, metric);
+    if (!ours || !theirs) return null;
+    const interval = intervalOf(pair, ours, theirs), by = skill / (ours.value - theirs.value);
+    return interval && by > 0 && Number.isFinite(by) ? { low: by * interval.low, high: by * interval.high } : null;
   }
 
   function overlap(ours, theirs) {
@@ -108,7 +133,7 @@
       const missing = [a, b].filter((side) => !valueOf(side, "r2")).map((side) => side.label).join(" and ");
       return `Who is ahead is not known: R² was not measured for ${missing}.`;
     }
-    const decimals = measureOf(pair, "r2").decimals + 1, value = ours.value - theirs.value;
+    const decimals = measureOf(pair, "r2").decimals + 1, value = differenceOf(pair, ours, theirs);
     const size = plain(Math.abs(value), decimals);
     const place = `${a.label} is ${size} ${value >= 0 ? "above" : "below"} ${b.label} in R²`;
     if (!r2) {
@@ -130,6 +155,13 @@
     const images = pair.differences.length, times = pair.differences.filter((one) => one > 0).length;
     const share = plain(100 * times / images, 1);
     return `The error of A is the smaller one on ${count(times)} of ${count(images)} images (${share} %).`;
+  }
+
+  function source(pair) {
+    if (!valueOf(pair.a, "r2") || !valueOf(pair.b, "r2") || !pair.r2) return "";
+    if (inSummary(pair, "r2")) return "Here it is that of the summary, as the page of the run has it.";
+    return "The summary does not hold these two against each other: for R² it is from " +
+      `${count(DRAWS)} draws of the images, the same draws for any such pair.`;
   }
 
   function measureOf(pair, metric) {
@@ -171,17 +203,21 @@
     const head = [shown.label, shown.better === "neither" ? "" : shown.better + " is better"];
     const cells = [head, valueCell(shown, ours), valueCell(shown, theirs)];
     if (!ours || !theirs) return [...cells, NOTHING, NOTHING];
-    const interval = intervalOf(pair, ours, theirs), value = ours.value - theirs.value;
+    const interval = intervalOf(pair, ours, theirs), value = differenceOf(pair, ours, theirs);
     const decimals = shown.decimals && shown.decimals + 1;
     const note = interval ? between(interval.low, interval.high, decimals) : "";
     return [...cells, [(value > 0 ? "+" : "") + plain(value, decimals), note], ahead(shown, ours, theirs, interval)];
   }
 
   function counted(lines) {
-    const found = lines.map((cells) => [cells[cells.length - 1]].flat()[0]);
+    const last = lines.map((cells) => cells[cells.length - 1]);
+    const found = last.map((cell) => cell === NOTHING ? "not measured" : [cell].flat()[0]);
     const times = (words) => count(found.filter((one) => one === words).length);
     const ahead = ["A", "B"].map((side) => `${side} is ahead in ${times(`${side} is ahead`)}`).join(" and ");
-    return `Of ${count(lines.length)} metrics, ${ahead}; in ${times("not shown")} it is not shown who is.`;
+    const others = [["equal", "equal"], ["–", "without a direction"], ["not measured", "not measured in both"]];
+    const rest = others.filter(([text]) => found.includes(text)).map(([text, words]) => `${times(text)} ${words}`);
+    const more = rest.length ? ` The rest: ${rest.join(", ")}.` : "";
+    return `Of ${count(lines.length)} metrics, ${ahead}; in ${times("not shown")} it is not shown who is.${more}`;
   }
 
   function settingsOf(pair) {
@@ -257,7 +293,7 @@
     const ours = valueOf(pair.a, "r2"), theirs = valueOf(pair.b, "r2"), axis = byId("axis");
     axis.hidden = !(ours && theirs && pair.r2);
     if (axis.hidden) return;
-    const value = ours.value - theirs.value, { low, high } = pair.r2;
+    const value = differenceOf(pair, ours, theirs), { low, high } = pair.r2;
     const reach = 1.2 * Math.max(Math.abs(value), Math.abs(low), Math.abs(high), 1e-9);
     const [left, middle, right] = [low, value, high].map((at) => 50 + 50 * at / reach);
     const whisker = axis.querySelector(".axis-whisker");
@@ -310,6 +346,7 @@
     byId("verdict").textContent = verdict(pair);
     showAxis(pair);
     byId("smaller").textContent = smaller(pair);
+    byId("source").textContent = source(pair);
     const measures = measuresOf(pair), lines = measures.map((shown) => metricLine(pair, shown));
     byId("count").textContent = counted(lines);
     for (const [place, chosen] of [["key", lines.filter((line, at) => measures[at].is_key)], ["metrics", lines]]) {
