@@ -26,7 +26,9 @@ from flowkit.report.survey import Above, Found, Matches, Refused, SimilarPair, S
 from flowkit.report.survey_figures import NEAR_DUPLICATE, channel_spreads, match_histogram, norm_histogram
 
 PICTURES = "images/survey"
-FIGURES = "figures/_data"
+DATA_FIGURES = "_data"
+"""Their folder; no run can be called so."""
+FIGURES = f"figures/{DATA_FIGURES}"
 MATCHES = "data/matches.csv"
 MEANS_LITTLE = 0.1
 """Share of evaluated images with a near-duplicate among themselves from which on that mark tells nothing."""

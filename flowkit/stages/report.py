@@ -18,6 +18,7 @@ from flowkit.paths import MANIFEST
 from flowkit.progress import logger
 from flowkit.provenance import digest_of, read_json
 from flowkit.report.data import Results, parse_results, read_records_of
+from flowkit.report.data_page import DATA_FIGURES
 from flowkit.report.experiments import write_experiments_index
 from flowkit.report.made_page import ABOUT, MadePage, read_made_page
 from flowkit.report.pages import SURVEY_COMMAND, Site, render_site
@@ -33,7 +34,8 @@ from flowkit.stages.scores import join, rates
 from flowkit.stages.session import Spec, committed, open_session
 from flowkit.stages.summary import SUMMARY, VERDICTS
 
-OF_ALL_RUNS = "All-runs"
+OF_ALL_RUNS, OF_DATA = "All-runs", "Data"
+"""What no run can be called: names of runs have no capitals."""
 
 
 def run(spec: Spec) -> None:
@@ -138,7 +140,8 @@ def _copy_key_figures(content: Path, to: Path) -> None:
     shutil.rmtree(to, ignore_errors=True)
     for path in sorted((content / "figures").rglob("*.svg")):
         run, *rest = path.relative_to(content / "figures").parts
-        copy = to / "figures" / (run if rest else OF_ALL_RUNS) / "-".join(rest or (run,))
+        label = {DATA_FIGURES: OF_DATA}.get(run, run) if rest else OF_ALL_RUNS
+        copy = to / "figures" / label / "-".join(rest or (run,))
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     shutil.copy(content / "data/summary.csv", to / "summary.csv")
