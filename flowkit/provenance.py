@@ -104,22 +104,21 @@ def source_hash(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+            _drop_docstring(node)
     # ast.unparse gives the same text on all supported Python versions, ast.dump does not
-    return hashlib.sha256(_unparse(tree).encode()).hexdigest()[:10]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:10]
 
 
-def _unparse(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.body:
-            node.body = [ast.Pass()]
-    return ast.unparse(ast.fix_missing_locations(tree))
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    first = node.body[0] if node.body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        node.body = node.body[1:]
+    if not node.body and not isinstance(node, ast.Module):
+        node.body = [ast.Pass()]
 
 
 @cache

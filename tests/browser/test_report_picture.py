@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from report_picture import BYTES, SIZE, UNLIKE, difference, first_screen, write_picture
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

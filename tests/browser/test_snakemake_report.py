@@ -13,7 +13,7 @@ from chromium import needs_chromium
 from PIL import Image, ImageStat
 from playwright.sync_api import Browser, Page
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
