@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from chromium import needs_chromium, started
 from PIL import Image
-from playwright.sync_api import sync_playwright
-from report_picture import BYTES, CHROMIUM, QUIET, SIZE, UNLIKE, difference, first_screen
+from report_picture import BYTES, SIZE, UNLIKE, difference, first_screen
 from support import ROOT, Project, copy_project
 
 MAKE_DEMO = ["make", "demo", f"BIN={Path(sys.executable).parent}", "INSTALLED=installed"]
@@ -104,12 +104,11 @@ def test_readme_shows_a_picture_that_is_light_enough() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_chromium
 def test_picture_in_the_readme_is_that_of_the_demo(demo: Project) -> None:
     """Figures of this training differ a little from those in the picture; another page or layout would differ a lot."""
     committed, report = Image.open(ROOT / "docs/report.png"), demo.folder / "results/demo/report"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with started() as browser:
         pages = [report / "index.html", *sorted(report.glob("runs/*.html"))]
         found = {page.name: difference(committed, first_screen(browser, page)) for page in pages}
     assert found.pop("index.html") < UNLIKE, (
