@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make demo       run the whole workflow on the demo (five to seven minutes on two cores)"
 	@echo "make test       run the tests (about ten minutes)"
-	@echo "make test-slow  run the long tests: kill drills, retraining the demo encoders, the whole demo"
+	@echo "make test-slow  run the long tests: kill drills, pages in a browser, retraining the demo encoders, the whole demo"
 	@echo "make bench      measure every performance bar (about half an hour, 8 GB of disk)"
 	@echo "make picture    take the README's picture of the demo's report anew"
 	@echo "make lint       ruff, the type checker, snakefmt and snakemake --lint"

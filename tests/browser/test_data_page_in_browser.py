@@ -14,7 +14,7 @@ from flowkit.report.data_page import data_page
 from flowkit.report.rendering import TEMPLATES, Facts, Renderer
 from flowkit.report.site import write_files
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 
 from flowkit.report.experiments import write_experiments_index
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from flowkit.evaluation.differences import differences
 from flowkit.report.paired import DRAWS, drawn_rows
 from flowkit.report.scene import slug
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 METRICS = [f"metric_{number}" for number in range(40)]
 Open = Callable[..., Page]
 

@@ -17,7 +17,7 @@ from flowkit.report.workflow import workflow_page
 from flowkit.report.workflow_figure import BOX_WIDTH, PADDING
 from flowkit.report.workflow_nodes import read_nodes
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 NAMES = (
     "größenübertragung mit langem Namen",
     "WWWWWWWWWWWWWWWWWWWWWWW",
