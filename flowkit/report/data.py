@@ -137,20 +137,25 @@ def read_results(experiment: Path) -> Results:
     _check_rows(content, summary)
     judged = read_json(verdicts)
     _check_rows(judged, verdicts)
-    return parse_results(experiment.name, content, judged["rows"], summary)
+    return parse_results(experiment.name, content, judged["rows"], summary, judged_in=verdicts)
 
 
 def parse_results(
-    name: str, summary: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], origin: Path
+    name: str,
+    summary: Mapping[str, Any],
+    verdicts: Sequence[Mapping[str, Any]],
+    origin: Path,
+    *,
+    judged_in: Path | None = None,
 ) -> Results:
     """Return the results in a document of the form of `summary.json` and in rows of `verdicts.json`.
 
-    `origin` is the file that errors name.
+    `origin` is the file that errors name, `judged_in` that of the verdicts where it is another one.
     """
     return Results(
         name,
         [_measurement(row, origin) for row in summary["rows"]],
-        [_verdict(row, origin) for row in verdicts],
+        [_verdict(row, judged_in or origin) for row in verdicts],
         {},
         _notes(summary, origin),
         _differences(summary, origin),

@@ -99,7 +99,9 @@ def _results(spec: Spec, runs: Sequence[str], states: Sequence[RunState]) -> tup
         content, _ = committed(places.summary)
         summary, judged = read_json(content / SUMMARY), read_json(content / VERDICTS)["rows"]
         document = {**summary, "rows": summary["rows"] + measured}
-        return parse_results(places.experiment, document, judged, content / SUMMARY), True
+        return parse_results(
+            places.experiment, document, judged, content / SUMMARY, judged_in=content / VERDICTS
+        ), True
     joined = join(spec, evaluated)
     document = {**asdict(joined), "rows": [*joined.rows, *measured]}
     return parse_results(places.experiment, document, [], places.experiment_folder), False
