@@ -1,4 +1,4 @@
-"""One browser for all tests of a process."""
+"""A browser for the tests of a module: Playwright allows no second one in the same process while it is open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chromium import started
 from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with started() as browser:
         yield browser
