@@ -176,7 +176,10 @@ def build(experiment: Path, to: Path) -> tuple[Files, float]:
         folder = experiment / "runs" / name
         if folder.is_dir():
             run: RunFiles = read_run(folder)
-            write_files(render_run(RunPage(FACTS, run, results, 0.4, pictures)), to / "pages" / name)
+            write_files(
+                render_run(RunPage(FACTS, run, results, error_limit=0.4, pictures=pictures)),
+                to / "pages" / name,
+            )
             made[name] = read_made_page(to / "pages" / name)
             files |= read_files(to / "pages" / name, without=ABOUT)
     data = [read_run_data(content) for name, content in files.items() if name.startswith("data/runs/")]
