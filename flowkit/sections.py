@@ -141,6 +141,10 @@ class Model(Section):
     aligned_condition: Switch = Field(
         True, description="Add the condition token of the same position to the embedding of x_t."
     )
+    views: Literal["joint", "single"] = Field(
+        "joint",
+        description="Where a sample is several views of an object: translate them together, or each by itself.",
+    )
     head: Literal["linear", "earlier"] = Field(
         "linear", description="Output projection; 'earlier' is the rank-limited head of the earlier work."
     )

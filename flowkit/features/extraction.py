@@ -36,6 +36,7 @@ def extract_tar(
     begin: Callable[[int, int], None] | None = None,
     progress: Callable[[int], None] | None = None,
     limit: int | None = None,
+    views: int = 1,
     decode: Decoder = "exact",
     decode_threads: int = 1,
 ) -> Counts:
@@ -44,17 +45,17 @@ def extract_tar(
     `attributes` are what only the caller knows, such as the digest of the weights; encoder, preprocessing, batch size
     and source tar are added here. `source` is what the caller's list of tars says of this one: it is checked while the
     model works instead of read beforehand, and nothing is kept that came of another one. `begin` is called once with
-    the numbers of members that are done and of all, `progress` with the number of members just written. `limit` takes
-    only the first members of the tar; `decode` is "exact" (PIL, as open_clip) or "fast". Raises `ShardError` for a
-    damaged or exchanged tar and `StoreError` if `work_dir` holds other work or the disk is full; a damaged sample is
-    counted.
+    the numbers of images that are done and of all, `progress` with the number of images just written. `limit` takes
+    only the first samples of the tar; each has so many `views`, and every view is a record of its own. `decode` is
+    "exact" (PIL, as open_clip) or "fast". Raises `ShardError` for a damaged or exchanged tar and `StoreError` if
+    `work_dir` holds other work or the disk is full; a damaged sample is counted.
     """
     for name, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     checked = CheckedTar(tar, source)
-    listing = list_samples(tar)
-    stop = len(listing) if limit is None else min(limit, len(listing))
+    listing = list_samples(tar, views)
+    stop = len(listing) if limit is None else min(limit * views, len(listing))
     writer = TokenStoreWriter(
         work_dir,
         token_shape=(encoder.token_count, encoder.token_width),
@@ -65,6 +66,7 @@ def extract_tar(
             **encoder_attributes(encoder, decode),
             "batch_size": batch_size,
             "limit": limit,
+            "views": views,
         },
     )
     with writer, checked:

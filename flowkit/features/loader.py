@@ -4,7 +4,11 @@ Step s of a run always sees the same ids (order.py), so a run resumes at any ste
 and any number of ranks sees the same global batches. Records are read from the stores at computed offsets into
 buffers that are used again (ring.py), by threads that work ahead of the consumer.
 
-Shapes: B pairs in a batch, T tokens (class token first, then patches row by row), D channels.
+A sample is a pair of images, or, where objects have several views, V of them: its tokens are those of all views, one
+view after the other.
+
+Shapes: B samples in a batch, V views, T tokens of a sample (of each view, the class token first, then patches row by
+row), D channels.
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ from torch import Tensor
 from flowkit.errors import StoreError
 from flowkit.features.metadata import POOLED, TOKENS
 from flowkit.features.order import Ids, Schedule, Shuffle
-from flowkit.features.pairs import read_pairs
+from flowkit.features.pairs import Rows, read_pairs
 from flowkit.features.prefetch import prefetched
 from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
 from flowkit.progress import logger
+from flowkit.shards.views import object_and_view
 
 Layout = Literal["cls_patches", "patches", "pooled"]
 SourceTokens = Literal["all", "cls"]
@@ -43,11 +48,11 @@ DECODER_VERSION = "version"
 class PairedTokens:
     """The pairs of a data set as training data.
 
-    `layout` is "cls_patches" (class token and patches), "patches" (no class token) or "pooled" (one vector,
-    T = 1). With `source_tokens` "cls" the source's class token stands in the place of all its tokens, so nothing
-    of the patches is seen. The stores are those from which `pairs` was made, in the same order. Raises `StoreError`
-    if they are not, if stores of one side come from different encoders, or if "cls_patches" is asked of stores
-    without a class token.
+    `layout` is "cls_patches" (class token and patches), "patches" (no class token) or "pooled" (one vector of each
+    view). With `source_tokens` "cls" the source's class token stands in the place of all tokens of its view, so nothing
+    of the patches is seen. With `by_view` every view is a sample of its own. The stores are those from which `pairs`
+    was made, in the same order. Raises `StoreError` if they are not, if stores of one side come from different
+    encoders, or if "cls_patches" is asked of stores without a class token.
     """
 
     def __init__(
@@ -59,26 +64,36 @@ class PairedTokens:
         tars: slice = slice(None),
         *,
         source_tokens: SourceTokens = "all",
+        by_view: bool = False,
     ) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
-        self._source = _Side([TokenStore(path) for path in source_stores], layout, shown=source_tokens)
-        self._target = _Side([TokenStore(path) for path in target_stores], layout)
-        table = read_pairs(pairs, self._source.stores, self._target.stores)
+        sources, targets = ([TokenStore(path) for path in paths] for paths in (source_stores, target_stores))
+        rows = read_pairs(pairs, sources, targets)
         chosen = range(len(source_stores))[tars]
-        self.pairs: pd.DataFrame = table[table["tar"].isin(chosen)].reset_index(drop=True)
-        if self.pairs.empty:
+        self._of_objects = rows.of_tars(chosen)
+        self.rows = self._of_objects.by_view() if by_view else self._of_objects
+        if not len(self.rows):
             raise StoreError(
                 f"{pairs}: no pair is in the {len(chosen)} of {len(source_stores)} tars asked for; "
                 "use more tars, or hold fewer out"
             )
+        self._source = _Side(sources, layout, self.views, shown=source_tokens)
+        self._target = _Side(targets, layout, self.views)
         self._path = pairs
-        self._tar = self.pairs["tar"].to_numpy()
-        self._source_row = self.pairs["source_row"].to_numpy()
-        self._target_row = self.pairs["target_row"].to_numpy()
 
     def __len__(self) -> int:
-        return len(self._tar)
+        return len(self.rows)
+
+    @property
+    def views(self) -> int:
+        """Images of a sample, whose tokens follow each other."""
+        return self.rows.views
+
+    @property
+    def views_of_object(self) -> int:
+        """Views that an object has, whether or not they are one sample."""
+        return self._of_objects.views
 
     @property
     def source_shape(self) -> tuple[int, int]:
@@ -92,7 +107,7 @@ class PairedTokens:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches of the target; (1, 1) of pooled vectors."""
+        """Rows and columns of the patches of one view of the target; (1, 1) of pooled vectors."""
         if self._target.is_pooled:
             return 1, 1
         rows, columns = self._target.stores[0].attributes["grid"]
@@ -109,15 +124,15 @@ class PairedTokens:
 
     def source(self, ids: Numbers | None = None) -> TokensOfSide:
         """The source tokens of all pairs, or of `ids`, to be read row by row when they are asked for."""
-        return self._tokens_of(self._source, self._source_row, ids)
+        return self._tokens_of(self._source, self.rows.source_row_NV, ids)
 
     def target(self, ids: Numbers | None = None) -> TokensOfSide:
         """The target tokens of all pairs, or of `ids`, to be read row by row when they are asked for."""
-        return self._tokens_of(self._target, self._target_row, ids)
+        return self._tokens_of(self._target, self.rows.target_row_NV, ids)
 
-    def _tokens_of(self, side: _Side, rows: Numbers, ids: Numbers | None) -> TokensOfSide:
-        chosen = np.arange(len(self)) if ids is None else ids
-        return TokensOfSide(side, self._tar[chosen], rows[chosen])
+    def _tokens_of(self, side: _Side, row_NV: Rows, ids: Numbers | None) -> TokensOfSide:
+        chosen = slice(None) if ids is None else ids
+        return TokensOfSide(side, self.rows.tar_NV[chosen], row_NV[chosen])
 
     def batches(
         self,
@@ -153,19 +168,32 @@ class PairedTokens:
         return self._received(prefetched(filled, BATCHES_AHEAD), ring)
 
     def keys(self, ids: Numbers) -> list[str]:
-        """What the tars call the samples of the pairs `ids`."""
-        tars, rows = self._tar[ids], self._target_row[ids]
-        return [
-            str(self._target.stores[tar].samples["key"].iloc[row])
-            for tar, row in zip(tars, rows, strict=True)
-        ]
+        """What the tars call the samples `ids`; of objects with several views, their own key."""
+        first = self.rows.tar_NV[ids, 0], self.rows.target_row_NV[ids, 0]
+        keys = (
+            str(self._target.stores[tar].samples["key"].iloc[row]) for tar, row in zip(*first, strict=True)
+        )
+        return list(keys) if self.views == 1 else [object_and_view(key)[0] for key in keys]
 
     def samples(self) -> pd.DataFrame:
-        """The sample table (tables.py) of the target stores, one line per pair, in the order of the pairs."""
-        tables = [
-            store.samples.iloc[self._target_row[self._tar == number]]
-            for number, store in enumerate(self._target.stores)
-        ]
+        """The sample table (tables.py) of the target stores, one line per sample, in the order of the samples.
+
+        The line of an object with several views is that of its first one, under the object's own key.
+        """
+        table = self._lines(self.rows.tar_NV[:, 0], self.rows.target_row_NV[:, 0])
+        if self.views > 1:
+            table["key"] = [object_and_view(key)[0] for key in table["key"]]
+        return table
+
+    def images(self, count: int) -> tuple[NDArray[np.int32], pd.DataFrame]:
+        """Number of the tar [n] and line of the sample table of every image of the first `count` samples."""
+        tars, rows = self.rows.tar_NV[:count].reshape(-1), self.rows.target_row_NV[:count].reshape(-1)
+        return tars, self._lines(tars, rows)
+
+    def _lines(self, tars: Numbers, rows: Numbers) -> pd.DataFrame:
+        found, starts = np.unique(tars, return_index=True)  # samples are in tar order
+        parts = zip(found, np.split(rows, starts[1:]), strict=True)
+        tables = [self._target.stores[tar].samples.iloc[of_tar] for tar, of_tar in parts]
         return pd.concat(tables, ignore_index=True)
 
     def _filled(
@@ -192,24 +220,27 @@ class PairedTokens:
             filled.close()
 
     def _as_on_disk(self, ids: Numbers) -> Numbers:
-        """The places in `ids` by store and record."""
-        return np.lexsort((self._source_row[ids], self._tar[ids]))
+        """The images of the samples `ids`, counted through, by store and record."""
+        return np.lexsort((self.rows.source_row_NV[ids].reshape(-1), self.rows.tar_NV[ids].reshape(-1)))
 
     def _fill(self, ids: Numbers, slot: Buffers, places: Numbers, *, check: bool) -> None:
-        """Read the pair `ids[k]` to the place k of the buffers of both sides, for every k in `places`, by store."""
-        pairs = ids[places]
-        tars, (source, target) = self._tar[pairs], slot
-        self._source.read(tars, self._source_row[pairs], source, places, check=check)
-        self._target.read(tars, self._target_row[pairs], target, places, check=check)
+        """Read the images `places` of the samples `ids` to the same places of the buffers of both sides, by store."""
+        samples, views = np.divmod(places, self.views)
+        at = ids[samples], views
+        tars, (source, target) = self.rows.tar_NV[at], slot
+        self._source.read(tars, self.rows.source_row_NV[at], source, places, check=check)
+        self._target.read(tars, self.rows.target_row_NV[at], target, places, check=check)
 
     def _record_shapes(self, count: int) -> list[tuple[int, ...]]:
-        return [(count, *side.record_shape) for side in (self._source, self._target)]
+        return [(count * self.views, *side.record_shape) for side in (self._source, self._target)]
 
 
 class _Side:
-    """The stores of one encoder, read in one layout."""
+    """The stores of one encoder, read in one layout; a sample is `views` records."""
 
-    def __init__(self, stores: Sequence[TokenStore], layout: Layout, shown: SourceTokens = "all") -> None:
+    def __init__(
+        self, stores: Sequence[TokenStore], layout: Layout, views: int, shown: SourceTokens = "all"
+    ) -> None:
         _demand_one_encoder(stores)
         first = stores[0]
         self.is_pooled, self._shows_cls_alone = layout == "pooled", shown == "cls"
@@ -221,7 +252,8 @@ class _Side:
         self.record_shape = first.record_shape(self._array)
         self._first_token = int(layout == "patches" and first.has_cls)
         tokens, channels = (1, first.pooled_width) if layout == "pooled" else first.token_shape
-        self.shape = (tokens - self._first_token, channels)
+        self.views = views
+        self.shape = (views * (tokens - self._first_token), channels)
 
     def read(self, tars: Numbers, rows: Numbers, out: Tensor, slots: Numbers, *, check: bool) -> None:
         """Read record `rows[k]` of store `tars[k]` into `out[slots[k]]` for every k; `tars` is sorted."""
@@ -232,11 +264,16 @@ class _Side:
             store.read_into(self._array, rows[first:last], records, slots[first:last], check=check)
 
     def view(self, records: Tensor) -> Tensor:
-        """The tokens [B, T, D] in records as they lie on disk."""
+        """The tokens [B, T, D] in records as they lie on disk, view by view.
+
+        Without a copy, unless class tokens are left out of several views.
+        """
         tokens = records.view(len(records), -1, self.shape[1])
         if self._shows_cls_alone and not self.is_pooled:
-            return tokens[:, :1].expand(-1, self.shape[0], -1)
-        return tokens[:, self._first_token :]
+            tokens = tokens[:, :1].expand(-1, self.shape[0] // self.views, -1)
+        else:
+            tokens = tokens[:, self._first_token :]
+        return tokens if self.views == 1 else tokens.reshape(-1, *self.shape)
 
 
 class TokensOfSide:
@@ -245,19 +282,19 @@ class TokensOfSide:
     Every checksum is verified. Raises `StoreError` for a damaged record.
     """
 
-    def __init__(self, side: _Side, tars: Numbers, rows: Numbers) -> None:
-        self._side, self._tars, self._rows = side, tars, rows
+    def __init__(self, side: _Side, tar_NV: Rows, row_NV: Rows) -> None:
+        self._side, self._tar_NV, self._row_NV = side, tar_NV, row_NV
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, T, D)."""
-        return (len(self._rows), *self._side.shape)
+        return (len(self._row_NV), *self._side.shape)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._row_NV)
 
     def __getitem__(self, rows: slice | Numbers) -> NDArray[np.float32]:
-        tars, wanted = self._tars[rows], self._rows[rows]
+        tars, wanted = self._tar_NV[rows].reshape(-1), self._row_NV[rows].reshape(-1)
         records = half_buffer((len(wanted), *self._side.record_shape))
         places = np.lexsort((wanted, tars))
         self._side.read(tars[places], wanted[places], records, places, check=True)

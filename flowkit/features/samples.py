@@ -10,7 +10,7 @@ the N samples in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,28 @@ def write_unrounded(
         raise StoreError(f"{path}: {len(keys)} keys for {written} samples")
     write_json(directory / KEYS_FILE, list(keys))
     return UnroundedTokens(directory)
+
+
+def by_view(tokens_NTD: NDArray[np.float32], views: int) -> NDArray[np.float32]:
+    """Return tokens [N V, T / V, D], one row per view, of samples whose views stand one after the other in T."""
+    samples, tokens, channels = tokens_NTD.shape
+    return tokens_NTD.reshape(samples * views, tokens // views, channels)
+
+
+def whole_samples(batches: Iterable[NDArray[np.float32]], views: int) -> Iterator[NDArray[np.float32]]:
+    """Join tokens [n, T, D] of images, whose batches end anywhere, into samples of `views` images: [m, V T, D].
+
+    Raises `ValueError` if the last sample is not whole.
+    """
+    rest: NDArray[np.float32] | None = None
+    for batch in batches:
+        images = batch if rest is None else np.concatenate([rest, batch])
+        whole = len(images) // views
+        rest = images[whole * views :]
+        if whole:
+            yield images[: whole * views].reshape(whole, -1, images.shape[2])
+    if rest is not None and len(rest):
+        raise ValueError(f"{len(rest)} images are left over, expected samples of {views}")
 
 
 def write_tokens(

@@ -33,21 +33,22 @@ def encode_again(
     *,
     batch_size: int,
     limit: int | None = None,
+    views: int = 1,
     decode: Decoder = "exact",
     decode_threads: int = 1,
     change: Change | None = None,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield tokens [n, T, D] and pooled [n, P], float32 on the CPU, of the images in `rows`, batch by batch.
 
-    `rows` are lines of the sample table (tables.py) of the tar's store, in the order of `index`; batch size, limit
-    and decoder are those that the store was made with. Batches of which no image is in `rows` are not encoded. Raises
-    `ShardError` that names the image if one cannot be used again or is not the one of the store.
+    `rows` are lines of the sample table (tables.py) of the tar's store, in the order of `index`; batch size, limit,
+    views and decoder are those that the store was made with. Batches of which no image is in `rows` are not encoded.
+    Raises `ShardError` that names the image if one cannot be used again or is not the one of the store.
     """
     wanted = rows["index"].to_numpy()
     if not len(wanted) or (np.diff(wanted) <= 0).any():
         raise ValueError(f"rows name the members {wanted}, expected at least one, in ascending order")
-    listing = list_samples(tar)
-    end = len(listing) if limit is None else min(limit, len(listing))
+    listing = list_samples(tar, views)
+    end = len(listing) if limit is None else min(limit * views, len(listing))
     last = int(wanted[-1])
     if last >= end:
         raise _unusable(tar, str(rows["key"].iloc[-1]), f"it was member {last}, the tar has {end} now")

@@ -9,6 +9,7 @@ predicted vector, `query_*` the images whose first captions were asked and those
 and predicted embeddings. Errors are squared and in units of the targets' spread: 1 is as bad as the constant
 prediction. Ranks count from 1; 0 is not measured. `spread_image` weighs the images of an R2, and `without_<metric>` is
 a figure without each tenth of the images: both tell how sure a difference between two runs is, and may be missing.
+Where an image is an object of several `views`, its positions are those of view after view.
 """
 
 from __future__ import annotations
@@ -61,36 +62,70 @@ class Details:
     spread_image: Array | None = None
     without: Mapping[str, Array] = field(default_factory=dict)
     """By metric."""
+    views: int = 1
+    """Of an object, whose token positions follow each other."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the token positions lie: an optional class token, then `rows` x `columns` patches."""
+    """Where the token positions lie: in each view an optional class token, then `rows` x `columns` patches.
+
+    Several views are drawn as tiles, `across` of them side by side.
+    """
 
     has_cls: bool
     rows: int
     columns: int
+    views: int = 1
 
     @classmethod
-    def of(cls, tokens: int) -> TokenLayout:
-        """Return the layout of `tokens` positions: a square, a class token and a square, or else one row."""
-        for has_cls in (False, True):
-            side = math.isqrt(max(tokens - has_cls, 0))
-            if side and side * side == tokens - has_cls:
-                return cls(has_cls, side, side)
-        return cls(False, 1, tokens)
+    def of(cls, tokens: int, views: int = 1) -> TokenLayout:
+        """Return the layout of `tokens` positions.
 
-    def split(self, values: Array) -> tuple[float | None, Array]:
-        """Return the class token's value (None without one) and the patches as [rows, columns]."""
-        patches = values[1:] if self.has_cls else values
-        return (float(values[0]) if self.has_cls else None), patches.reshape(self.rows, self.columns)
+        Those of a view are a square, a class token and a square, or else one row.
+        """
+        of_view = tokens // views
+        for has_cls in (False, True):
+            side = math.isqrt(max(of_view - has_cls, 0))
+            if side and side * side == of_view - has_cls:
+                return cls(has_cls, side, side, views)
+        return cls(False, 1, of_view, views)
+
+    @property
+    def across(self) -> int:
+        """Tiles side by side."""
+        return tiles_across(self.views)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of all tiles together."""
+        return -(-self.views // self.across) * self.rows, self.across * self.columns
+
+    def split(self, values: Array) -> tuple[Array, Array]:
+        """Return the class tokens' values [views], none without one, and the patches as drawn, NaN beside the tiles."""
+        by_view = values.reshape(self.views, -1)
+        drawn = np.full(self.shape, np.nan)
+        for view, patches in enumerate(by_view[:, int(self.has_cls) :]):
+            down, right = divmod(view, self.across)
+            tile = np.s_[
+                down * self.rows : (down + 1) * self.rows, right * self.columns : (right + 1) * self.columns
+            ]
+            drawn[tile] = patches.reshape(self.rows, self.columns)
+        return by_view[:, 0] if self.has_cls else np.empty(0), drawn
 
     def name(self, position: int) -> str:
-        """Return what to call a position, counting rows and columns from 1."""
-        if self.has_cls and position == 0:
-            return "CLS"
-        row, column = divmod(position - self.has_cls, self.columns)
-        return f"row {row + 1}, column {column + 1}"
+        """Return what to call a position, counting views, rows and columns from 1."""
+        view, place = divmod(position, self.rows * self.columns + self.has_cls)
+        of_view = f"view {view + 1}, " if self.views > 1 else ""
+        if self.has_cls and place == 0:
+            return f"{of_view}CLS"
+        row, column = divmod(place - self.has_cls, self.columns)
+        return f"{of_view}row {row + 1}, column {column + 1}"
+
+
+def tiles_across(views: int) -> int:
+    """Return how many of the views of an object are drawn side by side."""
+    return math.isqrt(views - 1) + 1
 
 
 def read_details(path: Path) -> Details:
@@ -114,6 +149,7 @@ def read_details(path: Path) -> Details:
             for name, values in sorted(arrays.items())
             if name.startswith(WITHOUT)
         },
+        views=int(arrays.get("views", 1)),
     )
     _check_shapes(details, path)
     return details
@@ -141,6 +177,10 @@ def _check_shapes(details: Details, path: Path) -> None:
     }
     if details.spread_image is not None:
         expected["spread_image"] = images
+    if details.views < 1 or tokens[0] % details.views:
+        raise ReportError(
+            f"{path}: {tokens[0]} positions are not those of {details.views} views; evaluate again"
+        )
     for name, shape in expected.items():
         if getattr(details, name).shape != shape:
             found = getattr(details, name).shape

@@ -66,7 +66,7 @@ def cosine_histogram(name: str, details: Details) -> Plot:
 
 def position_maps(name: str, details: Details) -> Plot:
     """Draw R2, cosine and norm ratio of each token position where it lies in the image."""
-    layout = TokenLayout.of(details.r2_position.size)
+    layout = TokenLayout.of(details.r2_position.size, details.views)
     with Canvas(560, 280, columns=3) as canvas:
         left, middle, right = canvas.axes
         spread = max(0.05, float(np.nanmax(np.abs(details.norm_ratio_position - 1), initial=0.05)))
@@ -101,27 +101,27 @@ def position_maps(name: str, details: Details) -> Plot:
 def _map(
     axes: Axes, layout: TokenLayout, values: Array, title: str, palette: str, limits: tuple[float, float]
 ) -> None:
-    """Draw the patches as a grid, with the class token as a cell of its own below."""
-    token, patches = layout.split(values)
-    rows, columns = layout.rows, layout.columns
+    """Draw the patches as a grid, with the class token of each view as a cell of its own below."""
+    tokens, patches = layout.split(values)
+    rows, columns = layout.shape
     below = rows + max(0.25, rows * 0.06)
     size = max(1.0, rows / 6)
     image = axes.imshow(
         patches, palette, vmin=limits[0], vmax=limits[1], extent=(0, columns, rows, 0), interpolation="none"
     )
     cells = [(c + 0.5, r + 0.5, float(patches[r, c])) for r in range(rows) for c in range(columns)]
-    if token is not None:
+    if len(tokens):
+        end = size * len(tokens)
         axes.imshow(
-            np.array([[token]]),
+            tokens[None],
             palette,
             vmin=limits[0],
             vmax=limits[1],
-            extent=(0, size, below + size, below),
+            extent=(0, end, below + size, below),
             interpolation="none",
         )
-        axes.text(
-            size + 0.04 * columns, below + size / 2, f"CLS {_cell_text(token)}", va="center", fontsize=11
-        )
+        words = f"CLS {_cell_text(float(tokens[0]))}" if len(tokens) == 1 else "CLS of each view"
+        axes.text(end + 0.04 * columns, below + size / 2, words, va="center", fontsize=11)
     if max(rows, columns) <= ANNOTATED_SIDE:
         for x, y, value in cells:
             red, green, blue, _ = image.to_rgba(np.array([value]))[0]
@@ -130,7 +130,7 @@ def _map(
                 x, y, _cell_text(value), ha="center", va="center", color="#000000" if light else "#ffffff"
             )
     axes.set_xlim(0, columns)
-    axes.set_ylim(below + size if token is not None else rows, 0)
+    axes.set_ylim(below + size if len(tokens) else rows, 0)
     axes.set_title(f"{title}, {_cell_text(limits[0])} to {_cell_text(limits[1])}")
     axes.set_axis_off()
 

@@ -98,10 +98,11 @@ class Album:
         """Return the gallery image at `position` of a run's gallery, with its error map."""
         index = int(details.gallery_index[position])
         values = details.error_map[position]
-        layout = TokenLayout.of(values.size)
+        layout = TokenLayout.of(values.size, details.views)
         path = f"maps/{run}/{index:06d}.png"
         self.files[path] = draw_map(layout.split(values)[1], self.limit)
-        shown = Shown(path, map_alt(index, layout, values), layout.columns, layout.rows)
+        height, width = layout.shape
+        shown = Shown(path, map_alt(index, layout, values), width, height)
         picture, caption = self.picture(index)
         error = plain(float(details.error_image[index]))
         return Item(index, picture, caption, shown, error, facts(details, index))
@@ -161,8 +162,8 @@ def map_alt(index: int, layout: TokenLayout, values: Array) -> str:
     if not np.isfinite(values).any():
         return f"Error map of image {index}: not measured."
     largest = int(np.nanargmax(values))
-    token = layout.split(values)[0]
-    extra = f", class token {plain(token)}" if token is not None and np.isfinite(token) else ""
+    finite = [plain(float(token)) for token in layout.split(values)[0] if np.isfinite(token)]
+    extra = f", class token {', '.join(finite)}" if finite else ""
     return (
         f"Error map of image {index}: mean {plain(float(np.nanmean(values)))}, "
         f"largest {plain(float(values[largest]))} at {layout.name(largest)}{extra}."

@@ -3,7 +3,8 @@
 A sample is all members that share a key: the member's path up to the first dot of its base name; the rest, in
 lower case, is the extension. Images: jpg, jpeg, png, webp. Captions: `.txt` (one) and the list "captions" of
 a `.json` object, whose "attributes" object is kept too. A damaged tar is a `ShardError`; a damaged sample is
-a `Reject` with its reason, never a made-up image or caption.
+a `Reject` with its reason, never a made-up image or caption. Where objects have several views, each view is a sample
+(views.py).
 
 Pictures become RGB as PIL converts them: CMYK without colour profile, alpha dropped, 16 bits by their upper 8, the
 first of several frames, orientation tags ignored (so does open_clip). More than `IMAGE_PIXELS_MAX` pixels are refused
@@ -18,7 +19,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,7 @@ from PIL import Image
 
 from flowkit.errors import ShardError
 from flowkit.shards.tar_members import Member, list_members
+from flowkit.shards.views import split_views, view_number
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -74,10 +76,14 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a tar holds: (key, members) of its samples, good or bad, in order of first appearance."""
+    """What a tar holds: (key, members) of its samples, good or bad, in order of first appearance.
+
+    Where objects have several `views`, sample i is view i % views of object i // views.
+    """
 
     tar: Path
     groups: tuple[tuple[str, list[Member]], ...]
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -91,23 +97,32 @@ class Listing:
             return Reject(index, key, str(fault))
 
 
-def list_samples(tar: Path) -> Listing:
-    """List a tar without reading its contents.
+def list_samples(tar: Path, views: int = 1) -> Listing:
+    """List a tar, whose objects have so many views, without reading its contents.
 
-    Raises `ShardError` if it is missing, not a tar, truncated, continued behind its end mark, or has no image.
+    Raises `ShardError` if it is missing, not a tar, truncated, continued behind its end mark, or has no image, or if
+    not one object has just that many views.
     """
     members = list_members(tar)
+    if views > 1:
+        return Listing(tar, tuple(split_views(tar, members, views, IMAGE_EXTENSIONS)), views)
     if not any(member.extension in IMAGE_EXTENSIONS for group in members.values() for member in group):
         raise ShardError(
-            f"{tar} has {len(members)} samples but no image ({', '.join(IMAGE_EXTENSIONS)}); "
-            "check that it is a webdataset tar of images"
+            f"{tar} has {len(members)} samples but no image ({', '.join(IMAGE_EXTENSIONS)}); {_remedy(members)}"
         )
     return Listing(tar, tuple(members.items()))
 
 
-def read_samples(tar: Path) -> Iterator[Sample | Reject]:
+def read_samples(tar: Path, views: int = 1) -> Iterator[Sample | Reject]:
     """Return all samples and rejects of a tar; raises `ShardError` at the call as `list_samples` does."""
-    return _read(list_samples(tar))
+    return _read(list_samples(tar, views))
+
+
+def _remedy(members: Mapping[str, list[Member]]) -> str:
+    extensions = (member.extension for group in members.values() for member in group)
+    if any(view_number(extension, IMAGE_EXTENSIONS) is not None for extension in extensions):
+        return "its images are views (<key>.0.jpg), so say in `views` of the data set how many an object has"
+    return "check that it is a webdataset tar of images"
 
 
 def _read(listing: Listing) -> Iterator[Sample | Reject]:

@@ -23,7 +23,7 @@ from flowkit.encoders.registry import load_encoder
 from flowkit.features.decoding import Change
 from flowkit.features.loader import PairedTokens, TokensOfSide
 from flowkit.features.perturbation import crop_95, jpeg_75
-from flowkit.features.samples import UnroundedTokens, write_tokens, write_unrounded
+from flowkit.features.samples import UnroundedTokens, whole_samples, write_tokens, write_unrounded
 from flowkit.features.second_pass import encode_again
 from flowkit.paths import CLOSED_FORM
 from flowkit.progress import Progress, logger
@@ -73,8 +73,9 @@ def _make(session: Session, name: str, encoder: Callable[[], FrozenEncoder]) -> 
     images = evaluation_count(spec, pairs)
     keys = [str(key) for key in pairs.samples()["key"].iloc[:images]]
     tower = encoder()
-    progress = Progress(f"ceilings {name}", images, "image")
-    tokens = _tokens(spec, pairs, images, tower, CHANGES[name], progress)
+    progress = Progress(f"ceilings {name}", images * pairs.views, "image")
+    of_images = _tokens(spec, pairs, images, tower, CHANGES[name], progress)
+    tokens = whole_samples(of_images, pairs.views)
     folder = session.work / CLOSED_FORM
     if CHANGES[name] is None:
         _compare(name, write_unrounded(folder, tokens, keys=keys), pairs.target(np.arange(images)))
@@ -95,18 +96,19 @@ def _tokens(
     change: Change | None,
     progress: Progress,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield tokens [n, T, D] in the layout of the evaluation, in the order of the pairs."""
+    """Yield tokens [n, T, D] of images in the layout of the evaluation, in the order of the pairs, view by view."""
     dataset, settings, layout = spec.target["dataset"], spec.values["encoders"], spec.values["data"]["layout"]
     pairs_folder = spec.places.pairs(dataset, spec.target["source"], spec.target["target"])
     tars = committed(pairs_folder)[1]["counts"]["tars"]
-    rows, tar_of_pair = pairs.samples().iloc[:images], pairs.pairs["tar"].to_numpy()[:images]
-    for number in np.unique(tar_of_pair):
+    tar_of_image, rows = pairs.images(images)
+    for number in np.unique(tar_of_image):
         batches = encode_again(
             tar_of(spec, dataset, tars[number])[0],
             encoder,
-            rows[tar_of_pair == number],
+            rows[tar_of_image == number],
             batch_size=settings["batch_size"],
             limit=spec.values["datasets"][dataset]["samples_per_shard"],
+            views=spec.values["datasets"][dataset]["views"],
             decode=settings["decode"],
             decode_threads=threads(),
             change=change,

@@ -212,11 +212,17 @@ class DataPlan:
         """What the tokens of a data set depend on."""
         described = self.config.datasets[dataset]
         limit = getattr(described, "samples_per_shard", None)
+        shown = {**self._kind_and_views(dataset), "samples_per_shard": limit}
         return {
             "encoder": encoder.model_dump(),
             "encoders": self.config.encoders.model_dump(include={"batch_size", "decode", "compile"}),
-            "datasets": {dataset: {"kind": described.kind, "samples_per_shard": limit}},
+            "datasets": {dataset: shown},
         }
+
+    def _kind_and_views(self, dataset: str) -> dict[str, Any]:
+        """How the tars of a data set are found and read."""
+        described = self.config.datasets[dataset]
+        return {"kind": described.kind, "views": described.views}
 
     def _convert(self, dataset: str) -> Iterator[Job]:
         identity = self.encoder_id(self.config.encoders.source)

@@ -28,7 +28,7 @@ from flowkit.evaluation.retrieval import Captions
 from flowkit.evaluation.score import Classes, MetricRow, Scored, Texts, not_scored, score
 from flowkit.evaluation.tokens import Floats, evenly_spaced, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
-from flowkit.features.samples import Samples, open_samples
+from flowkit.features.samples import Samples, by_view, open_samples
 from flowkit.paths import CLOSED_FORM, HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
@@ -125,8 +125,11 @@ class Truth:
         self.side = collect_true(
             pairs.target(np.arange(count)),
             mean_over_images(training.target(chosen)),
-            embedding_of(spec.values["data"]["layout"], committed(spec.places.head(target_id))[0]),
+            embedding_of(
+                spec.values["data"]["layout"], committed(spec.places.head(target_id))[0], pairs.views
+            ),
         )
+        self.views = pairs.views
         texts, _ = committed(spec.places.texts(dataset, target_id))
         kind = spec.values["datasets"][dataset]["kind"]
         self.texts = texts_of(texts, kind, samples["captions"].tolist(), samples["attributes_json"].tolist())
@@ -148,21 +151,31 @@ class Truth:
         """Return the arrays that the report draws."""
         seed = self.settings["seed"]
         arrays = per_image(predicted, found.collected, self.side, captions=self.texts.captions, seed=seed)
+        arrays["views"] = np.array(self.views)
         return arrays | {WITHOUT + metric: values for metric, values in found.without.items()}
 
 
-def embedding_of(layout: str, head_folder: Path) -> Embed | None:
-    """Return how tokens of a layout become image embeddings; without a class token they do not."""
+def embedding_of(layout: str, head_folder: Path, views: int = 1) -> Embed | None:
+    """Return how tokens of a layout become image embeddings; without a class token they do not.
+
+    The embedding of an object with several views is the mean of the normalised embeddings of its views.
+    """
     if layout == "patches":
         return None
-    if layout == "pooled":
-        return _first_token
-    head = load_file(head_folder / HEAD)
+    head = {} if layout == "pooled" else load_file(head_folder / HEAD)
 
     def embed(tokens_NTD: Floats) -> Floats:
+        if layout == "pooled":
+            return tokens_NTD[:, 0]
         return apply_head(torch.from_numpy(np.asarray(tokens_NTD, np.float32)), head).numpy()
 
-    return embed
+    def embed_views(tokens_NTD: Floats) -> Floats:
+        of_views = embed(by_view(np.asarray(tokens_NTD, np.float32), views))
+        length = np.linalg.norm(of_views, axis=1, keepdims=True)
+        of_views = of_views / np.maximum(length, np.finfo(np.float32).tiny)
+        return of_views.reshape(len(tokens_NTD), views, -1).mean(axis=1)
+
+    return embed if views == 1 else embed_views
 
 
 def demand_same_keys(expected: Sequence[str], samples: Samples, sampler: str) -> None:
@@ -181,10 +194,6 @@ def demand_same_keys(expected: Sequence[str], samples: Samples, sampler: str) ->
                 f"samples of {sampler}: place {index} holds image {found!r}, expected {expected[index]!r}; "
                 "sample the run again"
             )
-
-
-def _first_token(tokens_NTD: Floats) -> Floats:
-    return tokens_NTD[:, 0]
 
 
 def _cost_rows(counts: dict[str, Any], sampler: str) -> list[MetricRow]:

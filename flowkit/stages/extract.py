@@ -53,7 +53,7 @@ def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
     path, described = tar_of(spec, dataset, tar)
     _, weights_digest = weights_of(spec)
     folder = spec.places.store(dataset, encoder_id, tar)
-    limit = spec.values["datasets"][dataset]["samples_per_shard"]
+    described_set = spec.values["datasets"][dataset]
     with open_session(
         spec, folder, [], content=[weights_digest, described["sha256"]], digests=digests_of_store
     ) as session:
@@ -78,7 +78,8 @@ def _extract_one(spec: Spec, encoder: Callable[[], FrozenEncoder]) -> None:
             source=TarDescription(name=tar, bytes=described["bytes"], sha256=described["sha256"]),
             begin=begin,
             progress=advance,
-            limit=limit,
+            limit=described_set["samples_per_shard"],
+            views=described_set["views"],
             decode=spec.values["encoders"]["decode"],
             decode_threads=threads(),
         )

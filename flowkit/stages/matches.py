@@ -37,7 +37,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Side:
-    """The first `images` pairs of a data set, and the target's stores and the tars of all of it."""
+    """The first `images` samples of a data set, and the target's stores and the tars of all of it.
+
+    An object with several views is looked at by its first one: its other views would be the most similar images.
+    """
 
     dataset: str
     pairs: PairedTokens
@@ -47,8 +50,8 @@ class Side:
 
     def parts(self) -> Iterator[Part]:
         """Yield the images tar by tar, with one store open at a time."""
-        tar_N = self.pairs.pairs["tar"].to_numpy()[: self.images]
-        row_N = self.pairs.pairs["target_row"].to_numpy()[: self.images]
+        rows = self.pairs.rows
+        tar_N, row_N = rows.tar_NV[: self.images, 0], rows.target_row_NV[: self.images, 0].astype(np.int64)
         tars, starts = np.unique(tar_N, return_index=True)  # pairs are in tar order
         for tar, start, end in zip(tars, starts, [*starts[1:], self.images], strict=True):
             yield Part(self.tars[tar], np.arange(start, end), row_N[start:end], TokenStore(self.stores[tar]))

@@ -18,11 +18,17 @@ def stores_of(spec: Spec, dataset: str, encoder_id: str) -> list[Path]:
 
 
 def open_pairs(
-    spec: Spec, dataset: str, *, tars: slice = slice(None), data: Mapping[str, Any] | None = None
+    spec: Spec,
+    dataset: str,
+    *,
+    tars: slice = slice(None),
+    data: Mapping[str, Any] | None = None,
+    by_view: bool = False,
 ) -> PairedTokens:
     """Return the paired tokens of the tars in `tars`, in tar order.
 
-    Layout and source tokens are those of the configuration, or of `data` for a stage that does not see them.
+    Layout and source tokens are those of the configuration, or of `data` for a stage that does not see them. With
+    `by_view`, every view of an object is a sample of its own.
     """
     source, target = spec.target["source"], spec.target["target"]
     content, _ = committed(spec.places.pairs(dataset, source, target))
@@ -35,9 +41,11 @@ def open_pairs(
         layout=data["layout"],
         source_tokens=data["source_tokens"],
         tars=tars,
+        by_view=by_view,
     )
 
 
-def open_training_pairs(spec: Spec, dataset: str) -> PairedTokens:
+def open_training_pairs(spec: Spec, dataset: str, *, by_view: bool = False) -> PairedTokens:
     """Return the pairs of the tars that training reads: all but those held out."""
-    return open_pairs(spec, dataset, tars=slice(0, -spec.values["data"]["validation_shards"]))
+    held_out = spec.values["data"]["validation_shards"]
+    return open_pairs(spec, dataset, tars=slice(0, -held_out), by_view=by_view)

@@ -4,6 +4,8 @@
     noise-<k>/<sampler>/    further samples of the first `noise_images` images, k = 1 .. noise_seeds - 1
 
 What one sampler makes depends on no other one, so stores that are there already are taken over (kept_samples.py).
+Where objects have several views, a record is an object, with the tokens of all its views; a translator that was trained
+view by view is given one view at a time, each with noise of its own, and an evaluation of the network is one of a view.
 A regression has one way to be sampled, whatever the configuration names. A regression and the mean of several samples
 have no further samples, because noise does not change the one and hardly the other.
 """
@@ -19,11 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowkit.errors import ConfigError
 from flowkit.features.loader import PairedTokens
-from flowkit.features.samples import SampledTokens, write_tokens
+from flowkit.features.samples import SampledTokens, by_view, whole_samples, write_tokens
 from flowkit.paths import noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
+from flowkit.shards.views import key_of_view
 from flowkit.stages.device import best_device
 from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.kept_samples import Cost, KeptSamples
@@ -73,12 +77,12 @@ def _sample_all(
             store = session.work / noise_folder(number) / sampler.name
             key = _key_of(spec, sampler, number, count)
             if (cost := kept.take(key, store)) is None:
-                progress = Progress(f"sample {name} {what}", count, "image")
+                progress = Progress(f"sample {name} {what}", count * pairs.views, "image")
                 draw = _Draw(translator, pairs, keys[:count], sampler, number, settings, progress)
                 attributes = {"run": name, "sampler": sampler.name, "noise_seed": number}
                 write_tokens(store, draw.tokens(), attributes, keys=draw.keys)
                 progress.close()
-                cost = Cost(evaluations=draw.evaluations / count, images_per_s=progress.rate)
+                cost = Cost(evaluations=draw.evaluations / draw.inputs, images_per_s=progress.rate)
                 kept.add(key, store, cost)
             if found := SampledTokens(store).refused_keys:
                 refused[what] = found
@@ -130,7 +134,7 @@ def _warn(name: str, refused: dict[str, list[str]]) -> None:
 
 @dataclass
 class _Draw:
-    """One sample of each of the first images by one sampler, made batch by batch."""
+    """One sample of each of the first images, or objects of several views, by one sampler, made batch by batch."""
 
     translator: Translator
     pairs: PairedTokens
@@ -140,13 +144,32 @@ class _Draw:
     settings: dict[str, Any]
     progress: Progress
     evaluations: int = field(default=0, init=False)
-    """Network evaluations so far, over all images."""
+    """Network evaluations so far, over all inputs."""
+
+    @property
+    def parts(self) -> int:
+        """Inputs of the network that make one sample: the views, where it was trained on single ones."""
+        views, of_network = self.pairs.views, self.translator.config.views
+        if views % of_network:
+            raise ConfigError(
+                f"the run translates {of_network} views together, {self.pairs.views} make a sample of the data set; "
+                "train it on this number of views"
+            )
+        return views // of_network
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the network for all keys."""
+        return len(self.keys) * self.parts
 
     def tokens(self) -> Iterator[NDArray[np.float32]]:
-        """Yield tokens [B, T, C] at raw scale."""
+        """Yield tokens [B, T, C] of whole samples at raw scale."""
+        return whole_samples(self._of_inputs(), self.parts)
+
+    def _of_inputs(self) -> Iterator[NDArray[np.float32]]:
         for made in self._samples():
             self.evaluations += made.evaluations
-            self.progress.advance(len(made.keys))
+            self.progress.advance(len(made.keys) * self.translator.config.views)
             yield made.tokens_BTC.cpu().numpy()
 
     def _samples(self) -> Iterator[Samples]:
@@ -160,7 +183,11 @@ class _Draw:
         )
 
     def _sources(self) -> Iterator[tuple[list[str], torch.Tensor]]:
-        source = self.pairs.source()
-        for first in range(0, len(self.keys), BATCH):
-            keys = self.keys[first : first + BATCH]
-            yield keys, torch.from_numpy(source[first : first + len(keys)])
+        source, parts = self.pairs.source(), self.parts
+        batch = max(1, BATCH // self.pairs.views)
+        for first in range(0, len(self.keys), batch):
+            keys = self.keys[first : first + batch]
+            tokens = by_view(source[first : first + len(keys)], parts)
+            if parts > 1:
+                keys = [key_of_view(key, view) for key in keys for view in range(parts)]
+            yield keys, torch.from_numpy(tokens)

@@ -214,7 +214,7 @@ class Plan(DataPlan):
         values = {
             "data": self.config.data.model_dump(include={"layout", "validation_shards"}),
             "evaluation": {"images": self.config.evaluation.images},
-            "datasets": {name: {"kind": self.config.datasets[name].kind} for name in self.datasets},
+            "datasets": {name: self._kind_and_views(name) for name in self.datasets},
         }
         # tars are no input: to fetch terabytes again for a few thumbnails would be a bad bargain
         inputs = tuple(self._pairs_folder(name) for name in self.datasets)

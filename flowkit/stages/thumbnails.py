@@ -53,7 +53,7 @@ def write_thumbnails(spec: Spec, wanted: Iterable[Wanted], folder: Path) -> dict
 def _listing(spec: Spec, dataset: str, tar: str) -> Listing | None:
     try:
         path, _ = tar_of(spec, dataset, tar)
-        return list_samples(path)
+        return list_samples(path, spec.values["datasets"][dataset]["views"])
     except (ShardError, StageError) as error:
         logger.warning("pictures of %s in %s are left out: %s", tar, dataset, error)
         return None

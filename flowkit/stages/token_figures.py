@@ -16,6 +16,7 @@ from flowkit.evaluation.survey import (
     token_norms,
 )
 from flowkit.evaluation.tokens import Array, evenly_spaced, token_chunks
+from flowkit.features.samples import by_view
 from flowkit.progress import Progress
 from flowkit.report.survey import (
     LARGEST_PERCENT,
@@ -59,11 +60,11 @@ def look_at(side: Side, role: str, layout: str) -> Look:
     norms: dict[str, list[Array]] = {kind: [] for kind in KINDS[layout]}
     progress = Progress(f"look at {role} tokens", len(chosen), "image")
     for rows in token_chunks(tokens):
-        tokens_NTD = tokens[rows]
+        tokens_NTD = by_view(tokens[rows], side.pairs.views)
         sums.add(tokens_NTD)
         for kind, norm_NT in zip(norms, _by_kind(token_norms(tokens_NTD), layout), strict=True):
             norms[kind].append(norm_NT.ravel())
-        progress.advance(len(tokens_NTD))
+        progress.advance(rows.stop - rows.start)
     progress.close()
     joined = {kind: np.concatenate(parts) for kind, parts in norms.items()}
     return Look(len(chosen), side.images, sums.figures(), joined)

@@ -72,8 +72,9 @@ def _train(
 ) -> TrainingResult:
     dataset, data = spec.target["dataset"], spec.values["data"]
     held_out = data["validation_shards"]
-    training = open_training_pairs(spec, dataset)
-    validation = open_pairs(spec, dataset, tars=slice(-held_out, None))
+    by_view = spec.values["model"]["views"] == "single"
+    training = open_training_pairs(spec, dataset, by_view=by_view)
+    validation = open_pairs(spec, dataset, tars=slice(-held_out, None), by_view=by_view)
     objective, settings = dict(spec.values["objective"]), dict(spec.values["train"])
     feature_scale = objective.pop("feature_scale")
     objective["time_beta"] = tuple(objective["time_beta"])
@@ -90,6 +91,7 @@ def _train(
             source_shape=training.source_shape,
             target_shape=training.target_shape,
             grid=training.grid,
+            views=training.views,
         ),
         training,
         validation,
@@ -108,8 +110,9 @@ def model_config(
     source_shape: tuple[int, int],
     target_shape: tuple[int, int],
     grid: tuple[int, int],
+    views: int = 1,
 ) -> DiTConfig:
-    """Return the network's shapes: its size from the configuration, tokens (T, D) and grid from the stores."""
+    """Return the network's shapes: its size from the configuration, tokens (T, D), grid and views from the stores."""
     size = SIZES[model["size"]]
     if model["adapter_layers"] is not None:
         size = {**size, "adapter_layers": model["adapter_layers"]}
@@ -122,9 +125,10 @@ def model_config(
         target_tokens=target_tokens,
         target_width=target_width,
         grid=grid,
-        has_cls=target_tokens == grid[0] * grid[1] + 1,
+        has_cls=target_tokens == views * (grid[0] * grid[1] + 1),
         cross_attention=model["cross_attention"],
         aligned_condition=model["aligned_condition"],
         head=model["head"],
+        views=views,
         **size,
     )
