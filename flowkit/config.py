@@ -101,6 +101,11 @@ class Config(Section):
         train, evaluation = self.datasets[self.data.train], self.datasets[self.data.evaluation]
         if found := overlap(train, evaluation):
             raise ValueError(f"datasets.{self.data.evaluation}.{found}")
+        if train.views != evaluation.views:
+            raise ValueError(
+                f"datasets.{self.data.evaluation} has {evaluation.views} views in a sample, the training set "
+                f"{self.data.train} has {train.views}; give both the same number of views"
+            )
         if taken := set(self.runs) & {*BASELINES, "baselines", "ceilings"}:
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
         return self

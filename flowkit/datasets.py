@@ -7,7 +7,7 @@ of the configuration, this module imports neither torch nor anything that reads 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,15 +23,48 @@ Shards = Annotated[
 SamplesPerShard = Annotated[
     Whole | None, Field(gt=0, description="Use only the first N samples of each tar; null means all.")
 ]
+Views = Annotated[
+    Whole,
+    Field(
+        gt=0,
+        description="Views of an object that make one sample; members key.0.jpg, key.1.jpg, ...; 1 is a plain image.",
+    ),
+]
 
 
 class DemoDataset(Section):
     """Captioned shapes that the workflow draws itself."""
 
+    views: ClassVar[int] = 1
+
     kind: Literal["demo"]
     images: Whole = Field(gt=0, description="Number of images to draw.")
     images_per_shard: Whole = Field(500, gt=0, description="Images in one tar.")
     seed: Whole = Field(ge=0, description="Seed of the drawing generator; two data sets need two seeds.")
+
+
+class SolidsDataset(Section):
+    """Captioned solids that the workflow draws itself, each seen from angles evenly spaced on a circle around it."""
+
+    kind: Literal["solids"]
+    objects: Whole = Field(
+        gt=0, description="Number of objects to draw; each is one sample of several views."
+    )
+    objects_per_shard: Whole = Field(100, gt=0, description="Objects in one tar.")
+    views: Whole = Field(
+        4, ge=2, le=360, description="Views of each object, at whole degrees of the circle around it."
+    )
+    seed: Whole = Field(ge=0, description="Seed of the drawing generator; two data sets need two seeds.")
+
+    @property
+    def images(self) -> int:
+        """Images of all views, as rows of token stores."""
+        return self.objects * self.views
+
+    @property
+    def images_per_shard(self) -> int:
+        """Images of all views in one tar."""
+        return self.objects_per_shard * self.views
 
 
 class FolderDataset(Section):
@@ -42,6 +75,7 @@ class FolderDataset(Section):
     first_shard: FirstShard = 0
     shards: Shards = None
     samples_per_shard: SamplesPerShard = None
+    views: Views = 1
 
 
 class HubDataset(Section):
@@ -60,6 +94,7 @@ class HubDataset(Section):
     first_shard: FirstShard = 0
     shards: Shards = None
     samples_per_shard: SamplesPerShard = None
+    views: Views = 1
 
 
 class Archive(Section):
@@ -85,6 +120,8 @@ COCO_2017_ANNOTATIONS = Archive(
 class CocoDataset(Section):
     """COCO images with the first five of their captions; without further keys the 5,000 images of val2017."""
 
+    views: ClassVar[int] = 1
+
     kind: Literal["coco"]
     images: Whole = Field(5000, gt=0, description="Use the first N images by image id.")
     images_per_shard: Whole = Field(500, gt=0, description="Images in one tar.")
@@ -109,9 +146,11 @@ class CocoDataset(Section):
         return member
 
 
-Dataset = Annotated[DemoDataset | FolderDataset | HubDataset | CocoDataset, Field(discriminator="kind")]
+AnyDataset = DemoDataset | SolidsDataset | FolderDataset | HubDataset | CocoDataset
+Dataset = Annotated[AnyDataset, Field(discriminator="kind")]
 DATASET_KINDS: dict[str, type[Section]] = {
     "demo": DemoDataset,
+    "solids": SolidsDataset,
     "folder": FolderDataset,
     "hub": HubDataset,
     "coco": CocoDataset,
@@ -123,6 +162,8 @@ def overlap(train: Section, evaluation: Section) -> str | None:
     match train, evaluation:
         case DemoDataset(), DemoDataset() if train.seed == evaluation.seed:
             return f"seed={train.seed} draws the training images again"
+        case SolidsDataset(), SolidsDataset() if train.seed == evaluation.seed:
+            return f"seed={train.seed} draws the training objects again"
         case CocoDataset(), CocoDataset() if train.pictures.sha256 == evaluation.pictures.sha256:
             return f"pictures.url={evaluation.pictures.url} is the training set's archive"
         case FolderDataset(), FolderDataset() if _is_same(train, evaluation) and _meet(train, evaluation):

@@ -2,7 +2,7 @@
 
 Drawn and COCO images are counted by the configuration. Of other tars, finished token stores tell how many samples they
 have, and these tell, by bytes, about how many the others have; before the first one is finished the only bound is
-`samples_per_shard`.
+`samples_per_shard`. Each view of an object counts as an image of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset
+from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, SolidsDataset
 from flowkit.encoders.token_shapes import EncoderShape, encoder_shape
 from flowkit.features.metadata import DOCUMENT, POOLED, TOKENS
 from flowkit.paths import MANIFEST
 from flowkit.planning.pending import has_manifest
-from flowkit.planning.sizes import demo_tar_bytes
+from flowkit.planning.sizes import demo_tar_bytes, solids_tar_bytes
 from flowkit.provenance import read_json
 from flowkit.sections import Encoder
 from flowkit.stages.datasets import folder_tars, hub_tars
@@ -91,18 +91,19 @@ class DataFacts:
     def _find_tars(self, dataset: str) -> list[TarFacts]:
         described = self.plan.config.datasets[dataset]
         names = self.plan.tars(dataset)
-        if isinstance(described, DemoDataset | CocoDataset):
+        if isinstance(described, DemoDataset | SolidsDataset | CocoDataset):
             counts = [described.images_per_shard] * (len(names) - 1)
             counts.append(described.images - sum(counts))
-            of_coco = described.pictures.bytes if isinstance(described, CocoDataset) else 0
-            sizes = [of_coco * count // described.images or demo_tar_bytes(count) for count in counts]
+            sizes = [_made_tar_bytes(described, count) for count in counts]
             facts = zip(names, sizes, counts, strict=True)
             return [TarFacts(name, size, count, is_counted=True) for name, size, count in facts]
         if isinstance(described, FolderDataset):
             sizes = [path.stat().st_size for path in folder_tars(described)]
         else:
             sizes = [tar.bytes for tar in hub_tars(described, self.plan.places)]
-        return self._counted(dataset, dict(zip(names, sizes, strict=True)), described.samples_per_shard)
+        limit = described.samples_per_shard
+        images = None if limit is None else limit * described.views
+        return self._counted(dataset, dict(zip(names, sizes, strict=True)), images)
 
     def _counted(self, dataset: str, sizes: dict[str, int], limit: int | None) -> list[TarFacts]:
         found = {name: self._samples_of_store(dataset, name) for name in sizes}
@@ -134,6 +135,15 @@ class DataFacts:
             folder = self.plan.places.store(dataset, identity, self.plan.tars(dataset)[0])
             if has_manifest(folder):
                 yield from _shape_in(folder / read_json(folder / MANIFEST)["content"] / DOCUMENT)
+
+
+def _made_tar_bytes(described: DemoDataset | SolidsDataset | CocoDataset, images: int) -> int:
+    """Return the size of a tar of `images` that the workflow draws, or makes of the archives of COCO."""
+    if isinstance(described, CocoDataset):
+        return described.pictures.bytes * images // described.images
+    if isinstance(described, SolidsDataset):
+        return solids_tar_bytes(images // described.views, described.views)
+    return demo_tar_bytes(images)
 
 
 def _shape_in(document: Path) -> Iterator[EncoderShape]:

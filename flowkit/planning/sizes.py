@@ -29,6 +29,8 @@ FLOAT32_BYTES = 4
 NUMPY_HEADER_BYTES = 128
 TAR_BLOCK, TAR_RECORD, DEMO_MEMBERS = 512, 10_240, 3
 """A member of a tar is a block of description and whole blocks of content; a tar is whole records."""
+SOLIDS_VIEW_BLOCKS = 7
+"""Blocks of content of a view of solids, which is stored without compression."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,16 @@ def pairs_size(pairs: int) -> Amount:
 
 def demo_tar_bytes(images: int) -> int:
     """Return the size of a tar of drawn images, each with caption and attributes of less than a block."""
-    blocks = images * DEMO_MEMBERS * 2 + 2
-    return -(-blocks * TAR_BLOCK // TAR_RECORD) * TAR_RECORD
+    return _tar_bytes(images * DEMO_MEMBERS * 2)
+
+
+def solids_tar_bytes(objects: int, views: int) -> int:
+    """Return the size of a tar of drawn solids: their views, and caption and attributes of less than a block."""
+    return _tar_bytes(objects * (views * (1 + SOLIDS_VIEW_BLOCKS) + 2 * 2))
+
+
+def _tar_bytes(blocks: int) -> int:
+    return -(-(blocks + 2) * TAR_BLOCK // TAR_RECORD) * TAR_RECORD
 
 
 @cache

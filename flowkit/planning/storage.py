@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
+from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset, SolidsDataset
 from flowkit.encoders.token_shapes import EncoderShape
 from flowkit.encoders.weight_registry import brought_weights, weight_files
 from flowkit.paths import LOCATION, MANIFEST
@@ -146,7 +146,7 @@ class Storage:
             yield _Result(DATA_ROOT, f"list of the tars of {dataset}", job.folders[0], RESULT + Amount(0, 1))
             return
         size = RESULT + Amount(sum(tar.bytes for tar in tars), len(tars) + 1)
-        is_estimate = not isinstance(described, DemoDataset)
+        is_estimate = not isinstance(described, DemoDataset | SolidsDataset)
         yield _Result(DATA_ROOT, f"tars of {dataset}", job.folders[0], size, is_estimate)
 
     def _weights(self, job: Job) -> Iterator[_Result]:

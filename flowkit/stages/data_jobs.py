@@ -156,13 +156,10 @@ class DataPlan:
     def _shards(self, dataset: str) -> Job:
         described = self.config.datasets[dataset]
         # where the archives came from makes no difference: their digests are in the manifest
-        values = {
-            "datasets": {
-                dataset: described.model_dump(
-                    exclude={"pictures", "annotations", "archives", "samples_per_shard"}
-                )
-            }
-        }
+        leave_out = {"pictures", "annotations", "archives", "samples_per_shard"}
+        if isinstance(described, FolderDataset):
+            leave_out.add("views")  # which members make a sample is for those who read the tars
+        values = {"datasets": {dataset: described.model_dump(exclude=leave_out)}}
         spec = self._spec("shards", {"dataset": dataset}, values)
         files: tuple[Path, ...] = ()
         if isinstance(described, FolderDataset):

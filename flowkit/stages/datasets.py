@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
+from flowkit.datasets import AnyDataset, CocoDataset, DemoDataset, FolderDataset, HubDataset, SolidsDataset
 from flowkit.errors import ShardError
 from flowkit.paths import Places
 from flowkit.progress import logger
@@ -21,7 +21,6 @@ from flowkit.shards.retries import Patience
 SHORT_PATIENCE = Patience(failures_in_a_row=4)
 """Somebody waits for the answer at a terminal."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._+-]+")
-AnyDataset = DemoDataset | FolderDataset | HubDataset | CocoDataset
 
 
 def tar_names(dataset: AnyDataset, places: Places) -> list[str]:
@@ -29,7 +28,7 @@ def tar_names(dataset: AnyDataset, places: Places) -> list[str]:
 
     Lists a hub repository if no listing is there yet. Raises `ShardError` if there is no folder, repository or tar.
     """
-    if isinstance(dataset, DemoDataset | CocoDataset):
+    if isinstance(dataset, DemoDataset | SolidsDataset | CocoDataset):
         return [f"{number:05d}.tar" for number in range(-(-dataset.images // dataset.images_per_shard))]
     if isinstance(dataset, FolderDataset):
         return [_demand_plain(tar.name, dataset.path) for tar in folder_tars(dataset)]

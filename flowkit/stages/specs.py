@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowkit.datasets import CocoDataset, DemoDataset
+from flowkit.datasets import CocoDataset, DemoDataset, SolidsDataset
 from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
 from flowkit.provenance import canonical_json
@@ -52,7 +52,7 @@ class Plan(DataPlan):
                 f"data.validation_shards={held_out}: {train} has {tars} tars, leave some for training"
             )
         images = self.config.evaluation.images
-        if isinstance(evaluation, DemoDataset | CocoDataset) and images > evaluation.images:
+        if isinstance(evaluation, DemoDataset | SolidsDataset | CocoDataset) and images > evaluation.images:
             raise ConfigError(
                 f"evaluation.images={images}: the evaluation set has {evaluation.images} images"
             )

@@ -218,6 +218,7 @@ def test_commands_take_the_machine_of_a_profile(tmp_path: Path, monkeypatch: pyt
 
 
 HUB = "{kind: hub, repository: a/b, first_shard: %d, shards: %s}"
+SOLIDS = "{kind: solids, objects: 5, views: %d, seed: %d}"
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,8 @@ HUB = "{kind: hub, repository: a/b, first_shard: %d, shards: %s}"
         ("{kind: folder, path: x}", "{kind: folder, path: ./x}", "path=./x is the training set's folder"),
         ("{kind: folder, path: x, shards: 2}", "{kind: folder, path: x, first_shard: 2}", None),
         ("{kind: coco}", "{kind: coco, images: 100}", "is the training set's archive"),
+        (SOLIDS % (4, 1), SOLIDS % (4, 1), "seed=1 draws the training objects again"),
+        (SOLIDS % (4, 1), "{kind: folder, path: x, views: 4}", None),
     ],
 )
 def test_images_of_the_training_set_are_refused_for_evaluation(
@@ -241,6 +244,35 @@ def test_images_of_the_training_set_are_refused_for_evaluation(
         return
     with pytest.raises(ConfigError, match=re.escape(clash)):
         load_config(DEMO, overrides)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "views"),
+    [
+        (SOLIDS % (4, 1), SOLIDS % (6, 2), (4, 6)),
+        ("{kind: demo, images: 9, seed: 1}", SOLIDS % (2, 1), (1, 2)),
+        ("{kind: hub, repository: a/b, views: 3}", "{kind: coco}", (3, 1)),
+    ],
+)
+def test_training_and_evaluation_need_equal_views(
+    train: str, evaluation: str, views: tuple[int, int]
+) -> None:
+    overrides = (f"datasets={{one: {train}, two: {evaluation}}}", "data.train=one", "data.evaluation=two")
+    said = f"datasets.two has {views[1]} views in a sample, the training set one has {views[0]}; give both the same"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(DEMO, overrides)
+
+
+def test_every_kind_of_data_set_tells_its_views_and_only_some_let_them_be_chosen() -> None:
+    kinds = ("{kind: demo, images: 9, seed: 1}", SOLIDS % (4, 1), HUB % (0, 1), "{kind: coco}")
+    config = load_config(DEMO, tuple(f"datasets.set{place}={kind}" for place, kind in enumerate(kinds)))
+    assert [config.datasets[f"set{place}"].views for place in range(4)] == [1, 4, 1, 1]
+    with pytest.raises(ConfigError, match=re.escape("datasets.x.views: unknown key")):
+        load_config(DEMO, ("datasets.x={kind: demo, images: 9, seed: 1, views: 2}",))
+    with pytest.raises(ConfigError, match=re.escape("datasets.x.views=1: Input should be greater than")):
+        load_config(DEMO, (f"datasets.x={SOLIDS % (1, 1)}",))
+    with pytest.raises(ConfigError, match=re.escape("datasets.x.views=0: Input should be greater than")):
+        load_config(DEMO, ("datasets.x={kind: folder, path: x, views: 0}",))
 
 
 @pytest.mark.parametrize(
