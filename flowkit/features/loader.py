@@ -33,7 +33,7 @@ from flowkit.features.prefetch import prefetched
 from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
 from flowkit.progress import logger
-from flowkit.shards.views import object_and_view
+from flowkit.view_keys import object_and_view
 
 Layout = Literal["cls_patches", "patches", "pooled"]
 SourceTokens = Literal["all", "cls"]
@@ -69,6 +69,8 @@ class PairedTokens:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
         sources, targets = ([TokenStore(path) for path in paths] for paths in (source_stores, target_stores))
+        for stores in (sources, targets):
+            _demand_one_encoder(stores)
         rows = read_pairs(pairs, sources, targets)
         chosen = range(len(source_stores))[tars]
         self._of_objects = rows.of_tars(chosen)
@@ -241,7 +243,6 @@ class _Side:
     def __init__(
         self, stores: Sequence[TokenStore], layout: Layout, views: int, shown: SourceTokens = "all"
     ) -> None:
-        _demand_one_encoder(stores)
         first = stores[0]
         self.is_pooled, self._shows_cls_alone = layout == "pooled", shown == "cls"
         if (layout == "cls_patches" or self._shows_cls_alone) and not first.has_cls:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from flowkit.errors import StoreError
 from flowkit.features.store import TokenStore
 from flowkit.features.tables import write_parquet
-from flowkit.shards.views import object_and_view
+from flowkit.view_keys import object_and_view
 
 Rows = NDArray[np.int32]
 PAIRS_SCHEMA = pa.schema(
@@ -143,6 +143,8 @@ def read_pairs(path: Path, sources: Sequence[TokenStore], targets: Sequence[Toke
             f"{path} joins the tars {_names(expected)}, the stores are of {_names(found)}; {REMEDY}"
         )
     views = int(metadata[_VIEWS])
+    if (np.diff(columns[0]) < 0).any():
+        raise StoreError(f"{path} is not in the order of its tars; {REMEDY}")
     rows = PairRows(*(column.reshape(-1, views) for column in columns))
     _check_rows(path, "source_row", rows.tar_NV, rows.source_row_NV, sources)
     _check_rows(path, "target_row", rows.tar_NV, rows.target_row_NV, targets)

@@ -17,22 +17,12 @@ from pathlib import Path
 
 from flowkit.errors import ShardError
 from flowkit.shards.tar_members import Member
+from flowkit.view_keys import key_of_view
 
 TEXT_EXTENSIONS = ("txt", "json")
 """What all views of an object share."""
 _VIEW = re.compile(r"(0|[1-9][0-9]{0,3})\.([^.]+)")
 Group = tuple[str, list[Member]]
-
-
-def key_of_view(key: str, view: int) -> str:
-    """Return the key of the sample that is a view of the object `key`."""
-    return f"{key}.{view}"
-
-
-def object_and_view(key: str) -> tuple[str, int]:
-    """Return what `key_of_view` was given; a key of a tar has no dot in its last part, so there is no doubt."""
-    name, _, view = key.rpartition(".")
-    return name, int(view)
 
 
 def view_number(extension: str, image_extensions: Sequence[str]) -> int | None:

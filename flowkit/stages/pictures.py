@@ -9,10 +9,10 @@ from PIL import Image
 from flowkit.report.data import Picture
 from flowkit.report.details import tiles_across
 from flowkit.shards.reader import Sample, decode_image, read_samples
-from flowkit.shards.views import key_of_view
 from flowkit.stages.inputs import tar_of
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Spec, committed
+from flowkit.view_keys import key_of_view
 
 
 class Pictures:

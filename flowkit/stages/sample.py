@@ -27,13 +27,13 @@ from flowkit.features.samples import SampledTokens, by_view, whole_samples, writ
 from flowkit.paths import noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.sampling.sampler import Sampler, Samples, parse_sampler, resolve, sample
-from flowkit.shards.views import key_of_view
 from flowkit.stages.device import best_device
 from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.kept_samples import Cost, KeptSamples
 from flowkit.stages.paired import open_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session, session_key
 from flowkit.translator import Translator
+from flowkit.view_keys import key_of_view
 
 BATCH = 128
 KEYS_NAMED = 5

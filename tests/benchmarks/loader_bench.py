@@ -197,7 +197,7 @@ def resume_rows(material: Material, repeats: int) -> list[Row]:
     path = material.folder / "long.parquet"
     if not path.exists():
         table = pq.read_table(material.pairs)
-        repeated = table.take(np.arange(PAIRS_OF_A_LONG_RUN) % len(table))
+        repeated = table.take(np.arange(PAIRS_OF_A_LONG_RUN) * len(table) // PAIRS_OF_A_LONG_RUN)
         write_parquet(path, repeated.cast(PAIRS_SCHEMA.with_metadata(table.schema.metadata)))
     opened = time.perf_counter()
     pairs = PairedTokens(path, material.stores("source"), material.stores("target"))

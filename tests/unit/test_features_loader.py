@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 
@@ -68,11 +69,12 @@ def test_batch_holds_the_tokens_of_each_pair(data: PairedTokens, stores: Stores)
     ids = np.array([14, 0, 7, 0])
     source, target = data.batch(ids)
     assert source.dtype == target.dtype == torch.float32
-    for position, pair in enumerate(data.pairs.iloc[ids].itertuples()):
-        left, right = TokenStore(stores[1][pair.tar]), TokenStore(stores[2][pair.tar])
-        assert left.samples["key"][pair.source_row] == right.samples["key"][pair.target_row]
-        np.testing.assert_array_equal(source[position].numpy(), left.read_tokens([pair.source_row])[0])
-        np.testing.assert_array_equal(target[position].numpy(), right.read_tokens([pair.target_row])[0])
+    places = zip(*(rows[ids, 0].tolist() for rows in astuple(data.rows)), strict=True)
+    for position, (tar, source_row, target_row) in enumerate(places):
+        left, right = TokenStore(stores[1][tar]), TokenStore(stores[2][tar])
+        assert left.samples["key"][source_row] == right.samples["key"][target_row]
+        np.testing.assert_array_equal(source[position].numpy(), left.read_tokens([source_row])[0])
+        np.testing.assert_array_equal(target[position].numpy(), right.read_tokens([target_row])[0])
 
 
 def test_samples_follow_the_pairs(data: PairedTokens) -> None:
@@ -176,9 +178,9 @@ def test_batches_hold_the_tokens_of_their_ids(stores: Stores, layout: Layout, sh
 def test_batches_agree_with_zarr_bit_for_bit(data: PairedTokens, stores: Stores) -> None:
     arrays = [[TokenStore(path).as_zarr()["tokens"] for path in side] for side in stores[1:]]
     for _, ids, *sides in islice(data.batches(seed=2, batch_size=7), 4):
-        for side, column, found in zip(arrays, ["source_row", "target_row"], sides, strict=True):
-            pairs = data.pairs.iloc[ids]
-            slow = np.stack([side[tar][row] for tar, row in zip(pairs["tar"], pairs[column], strict=True)])
+        tars, *rows_of_sides = (rows[ids, 0].tolist() for rows in astuple(data.rows))
+        for side, rows, found in zip(arrays, rows_of_sides, sides, strict=True):
+            slow = np.stack([side[tar][row] for tar, row in zip(tars, rows, strict=True)])
             np.testing.assert_array_equal(found.numpy().view(np.uint16), slow.view(np.uint16))
 
 
@@ -239,10 +241,9 @@ def test_int8_stores_load_like_others(stores: Stores, tmp_path: Path) -> None:
     converted = [tmp_path / path.name for path in sources]
     data = PairedTokens(pairs, converted, targets, layout="patches")
     for _, ids, source, _ in islice(data.batches(seed=4, batch_size=6, readers=3), 5):
-        rows = data.pairs.iloc[ids]
+        tars, rows = data.rows.tar_NV[ids, 0].tolist(), data.rows.source_row_NV[ids, 0].tolist()
         expected = [
-            TokenStore(converted[tar]).read_tokens([row])[0, 1:]
-            for tar, row in zip(rows["tar"], rows["source_row"], strict=True)
+            TokenStore(converted[tar]).read_tokens([row])[0, 1:] for tar, row in zip(tars, rows, strict=True)
         ]
         np.testing.assert_array_equal(source.numpy(), expected)
 

@@ -58,13 +58,16 @@ def test_rows_are_joined_on_the_key_and_losses_have_reasons(tmp_path: Path) -> N
     pairs = read_pairs(
         tmp_path / "pairs.parquet", *[[TokenStore(p) for p in side] for side in (sources, targets)]
     )
-    assert pairs.to_dict("list") == {
+    assert pq.read_table(tmp_path / "pairs.parquet").to_pydict() == {
         "sample": [0, 1, 2, 3, 4],
         "view": [0] * 5,
         "tar": [0, 0, 0, 1, 1],
         "source_row": [0, 2, 3, 0, 1],
         "target_row": [0, 2, 3, 0, 1],
     }
+    assert (len(pairs), pairs.views) == (5, 1)
+    assert pairs.tar_NV[:, 0].tolist() == [0, 0, 0, 1, 1]
+    assert pairs.source_row_NV[:, 0].tolist() == pairs.target_row_NV[:, 0].tolist() == [0, 2, 3, 0, 1]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,8 +89,8 @@ def test_nothing_is_lost_or_doubled(
     assert counts.pairs + sum(counts.fell_out.values()) == 8
     source, target = TokenStore(left), TokenStore(right)
     pairs = read_pairs(folder / "pairs.parquet", [source], [target])
-    assert list(source.samples["key"].iloc[pairs["source_row"]]) == common
-    assert list(target.samples["key"].iloc[pairs["target_row"]]) == common
+    assert list(source.samples["key"].iloc[pairs.source_row_NV[:, 0]]) == common
+    assert list(target.samples["key"].iloc[pairs.target_row_NV[:, 0]]) == common
 
 
 def test_table_is_the_same_on_every_run(tmp_path: Path) -> None:
