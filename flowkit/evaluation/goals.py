@@ -17,6 +17,8 @@ from flowkit.evaluation.verdicts import AnyOf, Condition, Figure, Goal, Part
 from flowkit.seeds import without_seed
 
 FLOW, REGRESSION, EARLIER = "flow", "regression", "earlier_recipe"
+BY_VIEW = "_by_view"
+"""A run of this ending is its namesake that translates each view of an object by itself."""
 REFERENCE = "heun-50"
 LINEAR = ("ridge", "ridge_token")
 TRANSPORT, FLAT_TRANSPORT = "ridge_ot", "ridge_ot_flat"
@@ -36,6 +38,7 @@ def experiment_goals(rows: Sequence[SummaryRow], demands: Mapping[str, Any]) -> 
         *_beside_baselines(few, rows, demands),
         *_beside_itself(few, rows, demands),
         *_beside_runs(few[0], rows, demands),
+        *_beside_views(few[0], rows),
     ]
 
 
@@ -123,6 +126,17 @@ def _beside_runs(best: str, rows: Sequence[SummaryRow], demands: Mapping[str, An
             f"{FLOW} {best} is above {EARLIER} {earlier[0]} in R2 by {demand}",
             [Condition(flow, "at least", demand, Figure(EARLIER, "r2", earlier[0]))],
         )
+
+
+def _beside_views(best: str, rows: Sequence[SummaryRow]) -> Iterator[Goal]:
+    directs = _samplers(rows, REGRESSION)
+    for run, sampler in ((FLOW, best), (REGRESSION, directs[0] if directs else None)):
+        if sampler is not None and _has(rows, run + BY_VIEW):
+            paired = Figure(run, "r2", sampler, "low", less=run + BY_VIEW)
+            yield Goal(
+                f"{run} {sampler} gains R2 over {run}{BY_VIEW}: views are better translated together (paired)",
+                [Condition(paired, "above", 0.0)],
+            )
 
 
 def _flow(metric: str, sampler: str, part: Part = "value") -> Figure:

@@ -2,7 +2,8 @@
 
 A goal is one or more conditions; each compares one number with a demand, and a reader can repeat the
 comparison:
-    the number is a figure's value or an end of its interval, or its ratio to or difference from another's.
+    the number is a figure's value or an end of its interval, or its ratio to or difference from another's, or the value
+    or an end of the interval of a paired difference.
 A figure named without a sampler stands for all samplers of its run, and a run for all its seeds (NAME_seed_1, ...):
 the worst case is the number that counts. Where figure and reference are of the same run, each seed is compared with
 itself. A goal is shown when every condition is met, not shown when a measured number fails one, and not measured when a
@@ -32,6 +33,8 @@ class Figure:
     metric: str
     sampler: str | None = None  # None: every sampler of the run
     part: Part = "value"
+    less: str | None = None
+    """The run whose figure is taken off, image by image: the number is in `differences` and not in the rows."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,19 @@ class AnyOf:
     goals: Sequence[Goal]
 
 
+class DifferenceRow(TypedDict):
+    """One entry of `differences` in summary.json: a metric of a run less that of another, image by image."""
+
+    run: str
+    sampler: str
+    data: str
+    against: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
 class VerdictRow(TypedDict):
     """One line of verdicts.json."""
 
@@ -69,18 +85,34 @@ class VerdictRow(TypedDict):
     demand: float
 
 
-def verdicts(rows: Sequence[SummaryRow], goals: Iterable[Goal | AnyOf], *, data: str) -> list[VerdictRow]:
-    """Judge each goal by the rows of one data set."""
-    judged = [row for row in rows if row["data"] == data]
+@dataclass(frozen=True)
+class _Figures:
+    """The figures of one data set that conditions may name."""
+
+    rows: Sequence[SummaryRow]
+    differences: Sequence[DifferenceRow]
+
+
+def verdicts(
+    rows: Sequence[SummaryRow],
+    goals: Iterable[Goal | AnyOf],
+    *,
+    data: str,
+    differences: Sequence[DifferenceRow] = (),
+) -> list[VerdictRow]:
+    """Judge each goal by the rows of one data set, and by the paired differences between its runs."""
+    judged = _Figures(
+        [row for row in rows if row["data"] == data], [row for row in differences if row["data"] == data]
+    )
     return [_verdict_of_any(judged, goal.goals if isinstance(goal, AnyOf) else [goal]) for goal in goals]
 
 
-def _verdict_of_any(rows: Sequence[SummaryRow], goals: Sequence[Goal]) -> VerdictRow:
+def _verdict_of_any(rows: _Figures, goals: Sequence[Goal]) -> VerdictRow:
     found = [_verdict(rows, goal) for goal in goals]
     return next((verdict for verdict in found if verdict["verdict"] == "shown"), found[0])
 
 
-def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
+def _verdict(rows: _Figures, goal: Goal) -> VerdictRow:
     if not goal.conditions:
         raise ValueError(f"goal {goal.goal!r} has no condition")
     measured = [(condition, _worst(_numbers(rows, condition), condition)) for condition in goal.conditions]
@@ -91,7 +123,7 @@ def _verdict(rows: Sequence[SummaryRow], goal: Goal) -> VerdictRow:
     return VerdictRow(goal=goal.goal, verdict=verdict, value=value, demand=condition.demand)
 
 
-def _numbers(rows: Sequence[SummaryRow], condition: Condition) -> list[float | None]:
+def _numbers(rows: _Figures, condition: Condition) -> list[float | None]:
     """The number of the condition for every pair of samplers that it names."""
     figures = _find(rows, condition.figure)
     if condition.reference is None:
@@ -128,8 +160,11 @@ def _is_met(condition: Condition, number: float) -> bool:
     return number >= condition.demand if condition.relation == "at least" else number <= condition.demand
 
 
-def _find(rows: Sequence[SummaryRow], figure: Figure) -> list[tuple[str, float | None]]:
+def _find(figures: _Figures, figure: Figure) -> list[tuple[str, float | None]]:
     """The runs that a figure stands for, each with its number."""
+    rows: Iterable[SummaryRow | DifferenceRow] = figures.rows
+    if figure.less is not None:
+        rows = [row for row in figures.differences if without_seed(row["against"]) == figure.less]
     return [
         (row["run"], row[figure.part])
         for row in rows

@@ -35,7 +35,7 @@ from flowkit.report.standings import HEADLINE, Entry, best_per_run, comparisons,
 from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import Table, differences_table, metrics_table, thresholds_table
 
-BESIDE = ("constant", "ridge", "regression", "true")
+BESIDE = ("constant", "ridge", "regression", "flow_by_view", "regression_by_view", "true")
 """Runs that stand beside every other in the table of its key numbers."""
 IMAGES = 12
 """Best, worst and random images on the page; all of a gallery are on the gallery's page."""

@@ -17,12 +17,16 @@ from flowkit.evaluation.bootstrap import Array, draw_counts
 from flowkit.evaluation.differences import ERROR, SPREAD, WITHOUT, differences
 from flowkit.evaluation.score import finite_or_none
 from flowkit.evaluation.summary import RunScore, SummaryRow, summary_rows
+from flowkit.evaluation.verdicts import DifferenceRow
 from flowkit.paths import NOTES, RUN_RECORD, SCORES
 from flowkit.provenance import read_json
+from flowkit.seeds import without_seed
 from flowkit.stages.session import Spec, committed
 
 AGAINST = ("ridge", "ridge_ot", "ridge_ot_flat", "regression")
 """Runs that all others are held against, image by image, each with its best sampler."""
+AGAINST_ALL_SEEDS = ("flow_by_view", "regression_by_view")
+"""Runs that the others are held against in each of their training seeds, so that a gain must outlast the worst."""
 DRAWS = 1000
 
 
@@ -32,7 +36,7 @@ class Joined:
 
     rows: list[SummaryRow]
     notes: list[dict[str, Any]]
-    differences: list[dict[str, Any]]
+    differences: list[DifferenceRow]
 
 
 def join(spec: Spec, runs: Sequence[str], *, of: str | None = None) -> Joined:
@@ -62,13 +66,14 @@ def _notes(spec: Spec, runs: Sequence[str], dataset: str) -> Iterator[dict[str, 
             yield from ({"run": run, "sampler": sampler, "data": dataset, **note} for note in notes)
 
 
-def _differences(spec: Spec, rows: Sequence[SummaryRow], mine: Container[str]) -> Iterator[dict[str, Any]]:
+def _differences(spec: Spec, rows: Sequence[SummaryRow], mine: Container[str]) -> Iterator[DifferenceRow]:
     """Yield how each sampler of some runs differs from the runs that they are held against."""
     values: dict[tuple[str, str], dict[str, float | None]] = {}
     for row in rows:
         values.setdefault((row["run"], row["sampler"]), {})[row["metric"]] = row["value"]
     arrays = {one: kept for one in values if (kept := _arrays(spec, *one)) is not None}
-    against = [best for run in AGAINST if (best := _best(run, values, arrays)) is not None]
+    more = dict.fromkeys(run for run, _ in values if without_seed(run) in AGAINST_ALL_SEEDS)
+    against = [best for run in (*AGAINST, *more) if (best := _best(run, values, arrays)) is not None]
     if not arrays:
         return
     images = {one: len(kept[ERROR]) for one, kept in arrays.items()}
@@ -79,14 +84,16 @@ def _differences(spec: Spec, rows: Sequence[SummaryRow], mine: Container[str]) -
             continue
         found = differences(values[one], arrays[one], values[other], arrays[other], counts_of[images[one]])
         for metric, estimate in found.items():
-            yield {
-                "run": one[0],
-                "sampler": one[1],
-                "data": spec.target["dataset"],
-                "against": other[0],
-                "metric": metric,
-                **{part: finite_or_none(getattr(estimate, part)) for part in ("value", "low", "high")},
-            }
+            yield DifferenceRow(
+                run=one[0],
+                sampler=one[1],
+                data=spec.target["dataset"],
+                against=other[0],
+                metric=metric,
+                value=finite_or_none(estimate.value),
+                low=finite_or_none(estimate.low),
+                high=finite_or_none(estimate.high),
+            )
 
 
 def _best(

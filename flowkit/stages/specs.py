@@ -23,7 +23,10 @@ from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
 from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
-BESIDE = ("constant", "ridge", "ridge_ot", "ridge_ot_flat", "regression", "true")
+BESIDE = (
+    *("constant", "ridge", "ridge_ot", "ridge_ot_flat", "regression", "flow_by_view", "regression_by_view"),
+    "true",
+)
 """Runs that stand on the page of every other: as columns, in sentences, as differences image by image."""
 DEFAULTS = {"model": Model, "objective": Objective, "train": Train, "sampling": Sampling}
 """Sections that a run overrides."""

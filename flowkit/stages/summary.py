@@ -24,7 +24,8 @@ def run(spec: Spec) -> None:
     with open_session(spec, places.summary, [places.evaluation(run) for run in runs]) as session:
         if not session.is_done:
             joined = join(spec, runs)
-            judged = verdicts(joined.rows, experiment_goals(joined.rows, spec.values["goals"]), data=dataset)
+            goals = experiment_goals(joined.rows, spec.values["goals"])
+            judged = verdicts(joined.rows, goals, data=dataset, differences=joined.differences)
             more = {"notes": joined.notes, "differences": joined.differences}
             write_json(session.work / SUMMARY, {**_document(spec, joined.rows), **more})
             write_json(session.work / VERDICTS, _document(spec, judged))
