@@ -1,4 +1,4 @@
-"""The goal of translating views together: a paired difference whose interval lies above zero, in every training seed."""
+"""The goal of translating views together: a paired difference with an interval above zero, in every training seed."""
 
 import pytest
 
