@@ -56,6 +56,11 @@ def paint(background: tuple[int, int, int], marks: tuple[Mark, ...]) -> np.ndarr
         if mark.striped:
             dark_rows = (np.arange(mask.shape[0]) // STRIPE_PIXELS) % 2 == 1
             window[mask & dark_rows[:, None]] = [channel * SHADE_PERCENT // 100 for channel in mark.colour]
+    return box_average(canvas)
+
+
+def box_average(canvas: np.ndarray) -> np.ndarray:
+    """Return a canvas uint8 [64, 64, 3] at half its size, every pixel the rounded mean of four."""
     sums = canvas[0::2].astype(np.uint16)
     sums += canvas[1::2]
     return ((sums[:, 0::2] + sums[:, 1::2] + 2) // 4).astype(np.uint8)

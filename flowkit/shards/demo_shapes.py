@@ -85,28 +85,31 @@ class Drawing:
     attributes: dict[str, object]
 
 
-class _Dice:
+class Dice:
     """Choices from the raw bits of Philox keyed by (seed, index): the same with every numpy version."""
 
     def __init__(self, seed: int, index: int) -> None:
         if not (0 <= seed < 2**64 and 0 <= index < 2**64):
             raise ValueError(f"seed {seed} and index {index} must be between 0 and 2**64 - 1")
         key = np.array([seed, index], dtype=np.uint64)
-        self._bits = iter(np.random.Philox(key=key).random_raw(32).tolist())
+        self._bits = iter(np.random.Philox(key=key).random_raw(64).tolist())
 
     def below(self, count: int) -> int:
+        """Return a number from 0 to count - 1."""
         return next(self._bits) % count
 
     def pick(self, options: tuple[str, ...]) -> str:
+        """Return one of the options."""
         return options[self.below(len(options))]
 
     def around_zero(self, reach: int) -> int:
+        """Return a number from -reach to reach."""
         return self.below(2 * reach + 1) - reach
 
 
 def scene(seed: int, index: int) -> Scene:
     """Return what image `index` of the series `seed` shows."""
-    dice = _Dice(seed, index)
+    dice = Dice(seed, index)
     things = tuple(
         Thing(dice.pick(SHAPES), dice.pick(tuple(COLOURS)), dice.pick(tuple(SIZES)), dice.pick(TEXTURES))
         for _ in range(1 + dice.below(2))
@@ -131,11 +134,11 @@ def render(what: Scene) -> Drawing:
                 shape=thing.shape,
                 radius=SIZES[thing.size],
                 center_yx=(middle + side * step_y + shift_y, middle + side * step_x + shift_x),
-                colour=_toned(COLOURS[thing.colour], what.jitter[4 + 3 * number : 7 + 3 * number]),
+                colour=toned(COLOURS[thing.colour], what.jitter[4 + 3 * number : 7 + 3 * number]),
                 striped=thing.texture == "striped",
             )
         )
-    pixels = paint(_toned(BACKGROUNDS[what.background], what.jitter[10:13]), tuple(marks))
+    pixels = paint(toned(BACKGROUNDS[what.background], what.jitter[10:13]), tuple(marks))
     return Drawing(Image.fromarray(pixels), caption(what), _attributes(what))
 
 
@@ -188,8 +191,7 @@ def write_shards(folder: Path, *, images: int, images_per_shard: int, seed: int)
         raise ConfigError(
             f"images = {images}, images_per_shard = {images_per_shard}: both must be at least 1; raise them"
         )
-    if not 0 <= seed < RESERVED_SEEDS_FROM:
-        raise ConfigError(f"demo seed {seed} is not between 0 and {RESERVED_SEEDS_FROM - 1}; choose another")
+    demand_open_seed(seed)
     plan = plan_tars(folder, images, images_per_shard)
     for tar, indices in plan:
         write_tar(tar, (_record(seed, index) for index in indices))
@@ -216,6 +218,13 @@ def _attributes(what: Scene) -> dict[str, object]:
     return {"objects": objects, "relation": what.relation, "background": what.background}
 
 
-def _toned(colour: tuple[int, int, int], shifts: tuple[int, ...]) -> tuple[int, int, int]:
+def demand_open_seed(seed: int) -> None:
+    """Raise `ConfigError` for the seed of a series that no data set may draw."""
+    if not 0 <= seed < RESERVED_SEEDS_FROM:
+        raise ConfigError(f"demo seed {seed} is not between 0 and {RESERVED_SEEDS_FROM - 1}; choose another")
+
+
+def toned(colour: tuple[int, int, int], shifts: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return a colour with a shift of grey levels for each channel, kept within 0 to 255."""
     red, green, blue = (min(255, max(0, level + shift)) for level, shift in zip(colour, shifts, strict=True))
     return red, green, blue

@@ -2,6 +2,7 @@
 
 demo   colour x shape; images with two objects show none, because a prompt could join the colour of one with the
        shape of the other
+solids the 8 colours; views of objects with several colours show none, because not every view shows each of them
 coco   the 80 categories of COCO 2017; an image shows those of its instance annotations
 
 A prediction is a hit if it is among the classes that the image shows; images that show none are left out.
@@ -25,6 +26,10 @@ def class_texts(kind: str, has_instances: bool) -> tuple[list[str], list[str]]:
         from flowkit.shards import demo_shapes
 
         return demo_shapes.class_prompts()
+    if kind == "solids":
+        from flowkit.shards import demo_solids
+
+        return demo_solids.class_prompts()
     if kind == "coco" and has_instances:
         from flowkit.shards import coco_categories
 
@@ -36,16 +41,23 @@ def image_class_names(kind: str, attributes_json_texts: Iterable[str | None]) ->
     """Return the names of the classes that each image shows, given the attributes of its sample as JSON.
 
     To be asked of data sets of which `class_texts` returns some. Raises `StageError` if samples of COCO do not say
-    what they show, `ShardError` if samples are not of the demo set.
+    what they show, `ShardError` if samples are not of the demo set or the solids.
     """
     if kind == "demo":
         from flowkit.shards.demo_shapes import image_classes
 
-        shown = [image_classes(_attributes(text)) for text in attributes_json_texts]
-        return [names if len(names) == 1 else () for names in shown]
+        return [_only(image_classes(_attributes(text))) for text in attributes_json_texts]
+    if kind == "solids":
+        from flowkit.shards import demo_solids
+
+        return [_only(demo_solids.image_classes(_attributes(text))) for text in attributes_json_texts]
     if kind == "coco":
         return [_categories(_attributes(text)) for text in attributes_json_texts]
     return [() for _ in attributes_json_texts]
+
+
+def _only(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names if len(names) == 1 else ()
 
 
 def _attributes(text: str | None) -> dict[str, Any]:

@@ -23,7 +23,11 @@ TOWER_TRAINING = {
     "flowkit.shards.demo_shapes",
 }
 DRAWING = {"flowkit.shards.demo_shapes", "flowkit.shards.demo_raster"}
-COCO = {"flowkit.shards.coco", "flowkit.shards.coco_categories"}
+DATASET_MODULES = {
+    "demo": DRAWING,
+    "solids": {*DRAWING, "flowkit.shards.demo_solids", "flowkit.shards.demo_rays"},
+    "coco": {"flowkit.shards.coco", "flowkit.shards.coco_categories"},
+}
 FETCHING = {"flowkit.hub_access", "flowkit.encoders.weight_hub"} | {
     f"flowkit.shards.{name}" for name in ("hub", "remote", "retries", "space")
 }
@@ -39,9 +43,7 @@ def code_of(stage: str, values: dict[str, Any]) -> tuple[str, ...]:
     leave_out = {*FETCHING, "flowkit.encoders.open_clip_text"}
     if stage in ("shards", "texts", "evaluate"):
         (dataset,) = values["datasets"].values()
-        leave_out |= (DRAWING if dataset["kind"] != "demo" else set()) | (
-            COCO if dataset["kind"] != "coco" else set()
-        )
+        leave_out |= set().union(*DATASET_MODULES.values()) - DATASET_MODULES.get(dataset["kind"], set())
     encoder = values.get("encoder", {})
     if encoder:
         family = encoder_family(encoder["name"])

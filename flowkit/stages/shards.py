@@ -28,13 +28,21 @@ def run(spec: Spec) -> None:
             )
             _commit(session, tars, location=str(Path(values["path"]).resolve()))
         elif not session.is_done:
-            tars = (
-                _draw(session, values) if values["kind"] == "demo" else _from_coco(session, values, inputs[0])
-            )
+            tars = _from_coco(session, values, inputs[0]) if inputs else _draw(session, values)
             _commit(session, tars, location=".")
 
 
 def _draw(session: Session, values: dict[str, Any]) -> list[Path]:
+    if values["kind"] == "solids":
+        from flowkit.shards.demo_solids import write_solids
+
+        return write_solids(
+            session.work,
+            objects=values["objects"],
+            objects_per_shard=values["objects_per_shard"],
+            views=values["views"],
+            seed=values["seed"],
+        )
     from flowkit.shards.demo_shapes import write_shards
 
     return write_shards(

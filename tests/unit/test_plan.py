@@ -26,6 +26,8 @@ from flowkit.planning.plan_text import plan_lines
 from flowkit.planning.sizes import RESULT, store_size
 from flowkit.planning.storage import KEPT_CHECKPOINTS
 from flowkit.provenance import write_json
+from flowkit.stages import shards
+from flowkit.stages.session import committed
 from flowkit.stages.specs import Plan
 from flowkit.training.checkpoint import KEPT
 
@@ -213,6 +215,39 @@ def test_finished_stores_tell_how_many_images_other_tars_have(tmp_path: Path) ->
     assert [tar.is_counted for tar in facts.tars("train")] == [True, False, False]
     limited = DataFacts(hub_plan(tmp_path, samples_per_shard=150))
     assert [tar.images for tar in limited.tars("train")] == [70, 140, 150]
+
+
+def test_each_view_of_an_object_is_an_image(tmp_path: Path) -> None:
+    evaluation = "datasets.test={kind: folder, path: x, views: 4}"
+    facts = DataFacts(hub_plan(tmp_path, evaluation, samples_per_shard=50, views=4))
+    assert facts.images("train") == 600
+
+
+def test_solids_become_the_tars_that_were_planned(tmp_path: Path) -> None:
+    solids = "{kind: solids, objects: %d, objects_per_shard: 5, views: 3, seed: %d}"
+    overrides = (
+        f"datasets.train={solids % (12, 1)}",
+        f"datasets.test={solids % (11, 2)}",
+        "evaluation.images=33",
+    )
+    config = load_config(ROOT / CONFIG, overrides)
+    plan = Plan(config, Places(config.experiment, tmp_path, tmp_path / "data"))
+    planned = DataFacts(plan).tars("train")
+    assert [(tar.name, tar.images) for tar in planned] == [
+        ("00000.tar", 15),
+        ("00001.tar", 15),
+        ("00002.tar", 6),
+    ]
+    assert not DataFacts(plan).is_estimate("train")
+    (job,) = plan.select("shards", dataset="train")
+    shards.run(job.spec)
+    content, manifest = committed(job.folders[0])
+    made = [(tar["name"], tar["bytes"]) for tar in manifest["counts"]["tars"]]
+    assert made == [(tar.name, tar.bytes) for tar in planned]
+    assert [(path.name, path.stat().st_size) for path in sorted(content.glob("*.tar"))] == made
+    too_many = load_config(ROOT / CONFIG, (*overrides, "evaluation.images=34"))
+    with pytest.raises(ConfigError, match="the evaluation set has 33 images"):
+        _ = Plan(too_many, plan.places).jobs
 
 
 def test_int8_takes_half_and_costs_one_more_read(tmp_path: Path) -> None:

@@ -90,6 +90,21 @@ def test_fingerprint_follows_only_the_chosen_objective_and_encoder() -> None:
     )
 
 
+def test_fingerprint_of_tars_follows_only_what_draws_or_makes_them() -> None:
+    found = {
+        kind: {
+            name
+            for name in _modules(code_of("shards", {"datasets": {"x": {"kind": kind}}}))
+            if "demo" in name
+        }
+        for kind in ("demo", "solids", "coco", "folder")
+    }
+    shapes = {"flowkit.shards.demo_shapes", "flowkit.shards.demo_raster"}
+    assert found["demo"] == shapes
+    assert found["solids"] == shapes | {"flowkit.shards.demo_solids", "flowkit.shards.demo_rays"}
+    assert found["coco"] == found["folder"] == set()
+
+
 def test_weights_that_come_with_the_package_count_and_their_training_does_not() -> None:
     code = code_of("weights", {"encoder": {"name": "demo-vit"}})
     assert any(entry.startswith("encoders/assets/demo-vit.safetensors@") for entry in code)

@@ -13,7 +13,8 @@ from flowkit.errors import ShardError, StageError
 from flowkit.evaluation.zero_shot import class_table
 from flowkit.paths import Places
 from flowkit.shards.coco import write_coco_shards
-from flowkit.shards.demo_shapes import draw, write_shards
+from flowkit.shards.demo_shapes import COLOURS, draw, write_shards
+from flowkit.shards.demo_solids import draw as draw_solids
 from flowkit.shards.reader import Sample, read_samples
 from flowkit.stages.classes import class_texts, image_class_names
 from flowkit.stages.specs import Plan
@@ -62,6 +63,17 @@ def test_demo_images_with_two_objects_are_left_out(tmp_path: Path) -> None:
     assert dict(zip(names, prompts, strict=True))["red circle"] == "a red circle"
 
 
+def test_objects_of_several_colours_are_left_out() -> None:
+    drawn = [draw_solids(3, index, 2) for index in range(60)]
+    names, prompts = class_texts("solids", has_instances=False)
+    shown = image_class_names("solids", [json.dumps(one.attributes) for one in drawn])
+    for one, classes in zip(drawn, shown, strict=True):
+        colours = set(COLOURS) & set(one.caption.split())
+        assert classes == (tuple(colours) if len(colours) == 1 else ())
+    assert {len(one) for one in shown} == {0, 1}
+    assert dict(zip(names, prompts, strict=True))["red"] == "a red circle"
+
+
 @pytest.mark.parametrize("kind", ["hub", "folder"])
 def test_other_data_sets_have_no_classes(kind: str) -> None:
     assert class_texts(kind, has_instances=False) == ([], [])
@@ -82,6 +94,8 @@ def test_tars_from_before_instances_were_read_are_refused() -> None:
         image_class_names("coco", [new, None])
     with pytest.raises(ShardError, match="not of the demo set"):
         image_class_names("demo", [None])
+    with pytest.raises(ShardError, match="not of the solids"):
+        image_class_names("solids", [None])
 
 
 def _tracked(*overrides: str) -> dict[str, set[str]]:
