@@ -73,6 +73,16 @@ class DataFacts:
             return replace(shape, tokens=1, width=shape.pooled_width, grid=(1, 1))
         return replace(shape, tokens=shape.tokens - (layout == "patches"))
 
+    def views(self, run: str) -> int:
+        """Return the images of one training sample of a run: the views of an object, or one where they are single."""
+        config = self.plan.config
+        return 1 if config.run(run).model.views == "single" else config.datasets[config.data.train].views
+
+    def as_sample(self, shape: EncoderShape, views: int) -> EncoderShape:
+        """Return what is seen of so many views of an object together, in the configured layout."""
+        read = self.as_read(shape)
+        return replace(read, tokens=views * read.tokens)
+
     def shape(self, encoder: Encoder) -> EncoderShape:
         """Return what an encoder makes of an image."""
         if encoder.name not in self._shapes:

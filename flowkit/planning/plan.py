@@ -211,6 +211,7 @@ class MachinePlan:
     def _reads(self, job: Job) -> ReadingLine:
         config, data, run = self.plan.config, self.data, job.spec.target["run"]
         batch = config.run(run).train.batch_size
+        images_of_batch = batch * data.views(run)
         is_int8 = config.encoders.source_storage == "int8"
         source = list(int8_records(data.source)) if is_int8 else [float16_records(data.source)[0]]
         records = [*source, float16_records(data.target)[0]]
@@ -219,8 +220,8 @@ class MachinePlan:
         return ReadingLine(
             run,
             batch,
-            batch * image_bytes,
-            batch * len(records),
+            images_of_batch * image_bytes,
+            images_of_batch * len(records),
             None if images is None else images * image_bytes,
             training_steps(data, run),
             Measured(data).step_rate(job),

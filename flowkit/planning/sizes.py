@@ -131,7 +131,7 @@ def _tar_bytes(blocks: int) -> int:
 
 @cache
 def network_size(
-    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape
+    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape, views: int = 1
 ) -> NetworkSize:
     """Return the size of the network of a configuration (its items); builds it without memory, which loads torch.
 
@@ -148,6 +148,7 @@ def network_size(
             source_shape=(source.tokens, source.width),
             target_shape=(target.tokens, target.width),
             grid=target.grid,
+            views=views,
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error

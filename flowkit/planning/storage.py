@@ -188,14 +188,15 @@ class Storage:
 
     def _trained(self, job: Job) -> Iterator[_Result]:
         data, run = self.data, job.spec.target["run"]
-        weights = self._weights_size(self._network(run))
+        weights = self._weights_size(run)
         what = "trained weights, at the end and at the best"
         size = trained_size(weights, training_steps(data, run) or 0)
         yield _Result(RESULTS, what, job.folders[0], size)
 
     def _samples(self, job: Job) -> Iterator[_Result]:
         config, further = self.data.plan.config, 0
-        images, shape = config.evaluation.images, self.data.as_read(self.data.target)
+        views = config.datasets[config.data.evaluation].views
+        images, shape = config.evaluation.images, self.data.as_sample(self.data.target, views)
         stores = [images]
         run = job.spec.target.get("run")
         if run is not None and config.run(run).objective.kind != "regression":
@@ -218,21 +219,21 @@ class Storage:
         for job in data.plan.jobs.values():
             if job.spec.stage == "train" and self.states[job.name] is State.TO_RUN:
                 run = job.spec.target["run"]
-                network = self._network(run)
-                weights = self._weights_size(network)
                 optimizer = data.plan.config.run(run).train.optimizer
-                amount += checkpoint_size(network, optimizer).times(KEPT_CHECKPOINTS + 1) + weights
+                checkpoint = checkpoint_size(self._network(run), optimizer)
+                amount += checkpoint.times(KEPT_CHECKPOINTS + 1) + self._weights_size(run)
         return Stored(RESULTS, "checkpoints, while trainings run", Amount(), amount)
 
     def _network(self, run: str) -> NetworkSize:
         model = tuple(self.data.plan.config.run(run).model.model_dump().items())
-        return network_size(model, *self._shapes())
+        return network_size(model, *self._shapes(run), self.data.views(run))
 
-    def _weights_size(self, network: NetworkSize) -> Amount:
-        return weights_size(network, *self._shapes())
+    def _weights_size(self, run: str) -> Amount:
+        return weights_size(self._network(run), *self._shapes(run))
 
-    def _shapes(self) -> tuple[EncoderShape, EncoderShape]:
-        return self.data.as_read(self.data.source), self.data.as_read(self.data.target)
+    def _shapes(self, run: str) -> tuple[EncoderShape, EncoderShape]:
+        data, views = self.data, self.data.views(run)
+        return data.as_sample(data.source, views), data.as_sample(data.target, views)
 
 
 def has_spread(sampler: str) -> bool:
@@ -249,4 +250,6 @@ def training_steps(data: DataFacts, run: str) -> int | None:
     if train.epochs is None:
         return train.steps
     images = data.images(config.data.train, slice(0, -config.data.validation_shards))
-    return None if images is None else max(1, round(train.epochs * (images // train.batch_size)))
+    if images is None:
+        return None
+    return max(1, round(train.epochs * (images // data.views(run) // train.batch_size)))
