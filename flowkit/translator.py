@@ -162,6 +162,7 @@ class Translator:
     ) -> Tensor:
         """Return target tokens [B, T, C], float32 at raw scale, for source tokens `condition` [B, T, E].
 
+        A translator of several views (`config.views`) takes and gives the tokens of all views, one after the other.
         A `time_shift` above 1 moves the steps towards the noise end. The solver "adaptive" chooses its steps by
         `tolerance`, image by image, and ignores their number and shift. Start noise comes from `white_noise` [B, T, C]
         if given, otherwise from `generator` (without one: from a fixed seed, so equal calls give equal tokens). A
