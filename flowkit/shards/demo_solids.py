@@ -6,8 +6,8 @@ ones, all from the same elevation. Where the circle begins is drawn for each obj
 stands still beside the object, so a side is brighter in some views than in others.
 
 What only some views show: a two-sided solid has a second colour on one side alone, seen in three to six of eight
-views; of two solids beside each other the nearer one covers the other, which may leave a tenth of a small one behind a
-large one. Caption and attributes tell all of it: what one view cannot know, the other views of its object do.
+views; of two solids beside each other the nearer one covers the other, and may leave less than a tenth of a small one
+behind a large one. Caption and attributes tell all of it: what one view cannot know, the others of its object do.
 
 `draw(seed, index, views)` is a pure function, as in `demo_shapes`; the scene does not depend on the number of views.
 The demo towers know the words for colours, sizes, `striped`, `above`, `below` and backgrounds. The solids' names, `and`

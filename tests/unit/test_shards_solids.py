@@ -86,14 +86,20 @@ def test_drawings_never_change() -> None:
     assert hashlib.sha256(captions.encode()).hexdigest() == CAPTIONS_SHA256
 
 
+def _instructions_found() -> list[str]:
+    """Sets of instructions that numpy chooses by the processor, beyond those that it demands of all."""
+    return list(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
+
+
+@pytest.mark.skipif(not _instructions_found(), reason="numpy has nothing that it could leave out here")
 def test_a_processor_with_fewer_instructions_draws_the_same() -> None:
     program = (
         "import hashlib, numpy as np; from flowkit.shards.demo_solids import draw; "
         "pixels = np.stack([draw(7, index, 4).pixels_VHWC for index in range(16)]); "
+        "print(np.show_config(mode='dicts')['SIMD Extensions'].get('found', [])); "
         "print(hashlib.sha256(pixels.tobytes()).hexdigest())"
     )
-    features = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX"
-    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": features, "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(_instructions_found())}
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -102,7 +108,7 @@ def test_a_processor_with_fewer_instructions_draws_the_same() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == PIXELS_SHA256
+    assert done.stdout.splitlines() == ["[]", PIXELS_SHA256]
 
 
 def test_no_cosine_is_near_a_tie_in_rounding() -> None:
