@@ -21,6 +21,7 @@ from flowkit.translator import Translator
 
 pytestmark = pytest.mark.slow
 VIEWS, OBJECTS, PATCHES = 3, 24, 16
+ELSEWHERE = ("--config", "tiny.yaml", "--set", "experiment=elsewhere")
 SETTINGS = f"""
 experiment: views
 datasets:
@@ -132,7 +133,7 @@ def test_folder_of_the_same_tars_gives_the_same_stores(finished_views: Project) 
         "--set",
         f"datasets.test={json.dumps({'kind': 'folder', 'path': str(drawn.parent), 'views': VIEWS})}",
     ]
-    elsewhere = ["--config", "tiny.yaml", "--data-root", "results/other", *as_folder]
+    elsewhere = [*ELSEWHERE, "--data-root", "results/other", *as_folder]
     for stage in ("shards", "weights", "extract"):
         finished_views.flowkit(stage, *elsewhere, *(["--dataset", "test"] if stage != "weights" else []))
     stores = "features/test/demo-vit-*/*/manifest.json"
@@ -165,7 +166,7 @@ def test_tars_of_other_views_are_named_with_the_right_number(finished_views: Pro
         *("--set", f"datasets.test={json.dumps({'kind': 'folder', 'path': str(drawn.parent), 'views': 2})}"),
         *("--set", "datasets.train.views=2"),
     ]
-    elsewhere = ["--config", "tiny.yaml", "--data-root", "results/wrong", *both]
+    elsewhere = [*ELSEWHERE, "--data-root", "results/wrong", *both]
     finished_views.flowkit("shards", *elsewhere, "--dataset", "test")
     finished_views.flowkit("weights", *elsewhere)
     said = finished_views.flowkit("extract", *elsewhere, "--dataset", "test", check=False)
