@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from flowkit import driver
-from flowkit.config import load_config
+from flowkit.config import demand_own_place, load_config
 from flowkit.config_files import write_config_files
 from flowkit.errors import ConfigError, FlowkitError, ShardError, StageError
 from flowkit.machine import machine_of
@@ -86,6 +86,10 @@ def _add_stage(stage: str, help_text: str) -> None:
         data_root: DataRootOption = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
         jobs: Annotated[str | None, typer.Option(help="Training only: how it is submitted, as JSON.")] = None,
+        to: Annotated[
+            Path | None,
+            typer.Option("--to", help="Export only: write <run>/ into this folder, and no result."),
+        ] = None,
         parent: Annotated[int, typer.Option(help="End when this process ends.")] = 0,
     ) -> None:
         set_threads(threads)
@@ -99,10 +103,13 @@ def _add_stage(stage: str, help_text: str) -> None:
             specs = [spec_from_json(stage, spec)]
         else:
             has_own_data = _is_given(context, "data_root")
-            _demand_own_place(stage, overrides, has_own_data=has_own_data)
+            demand_own_place(stage, overrides, has_own_data=has_own_data, leaves_result=to is None)
             plan = _plan(config or Path(), overrides, profile, results, data_root)
             chosen = plan.select(stage, run=run, dataset=dataset, encoder=encoder)
             specs = [replace(job.spec, by_hand=tuple(job.tracked)) for job in chosen]
+        if to is not None:
+            _write_into(to, stage, specs)
+            return
         failed: list[FlowkitError] = []
         for one in specs:
             spec_text = pack_spec(json.dumps(one.as_dict(), sort_keys=True), most=LETTERS_IN_A_LOG)
@@ -137,25 +144,17 @@ def _run_stage(spec: Spec, jobs: TrainingJobs, threads: int) -> None:
         importlib.import_module(f"flowkit.stages.{spec.stage}").run(spec)
 
 
+def _write_into(folder: Path, stage: str, specs: list[Spec]) -> None:
+    if stage != "export":
+        raise ConfigError(f"flowkit {stage}: --to goes with flowkit export alone")
+    for path in importlib.import_module("flowkit.stages.export").run_into(specs, folder):
+        typer.echo(str(path))
+
+
 def _is_given(context: typer.Context, option: str) -> bool:
     """True if an option stands on the command line itself and does not come from the environment or a default."""
     source = context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _demand_own_place(stage: str, overrides: list[str] | None, *, has_own_data: bool) -> None:
-    """Refuse to leave results of other values where the workflow would take them for its own."""
-    if not overrides:
-        return
-    if not any(override.startswith("experiment=") for override in overrides):
-        raise ConfigError(
-            f"flowkit {stage}: --set {overrides[0]} makes another experiment, give it a name: --set experiment=NAME"
-        )
-    of_data = [override for override in overrides if override.startswith(("datasets.", "encoders."))]
-    if of_data and not has_own_data:
-        raise ConfigError(
-            f"flowkit {stage}: --set {of_data[0]} changes what all experiments share, give it a place: --data-root DIR"
-        )
 
 
 def spec_from_json(stage: str, text: str) -> Spec:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flowkit.datasets import DATASET_KINDS, Dataset, overlap
 from flowkit.errors import ConfigError
+from flowkit.export_section import Export
 from flowkit.sections import (
     BASELINES,
     USUAL_BASELINES,
@@ -63,6 +64,7 @@ class Config(Section):
     closed_forms: ClosedForms = Field(
         default_factory=ClosedForms, description="How the closed-form baselines are fitted."
     )
+    export: Export = Field(default_factory=Export, description="Tokens for models built on CLIP ViT-L/14.")
     goals: Goals = Field(default_factory=Goals, description="Demands behind the verdicts.")
     report: Report = Field(default_factory=Report, description="What the pages show.")
     baselines: tuple[Baseline, ...] = Field(
@@ -108,6 +110,10 @@ class Config(Section):
             )
         if taken := set(self.runs) & {*BASELINES, "baselines", "ceilings"}:
             raise ValueError(f"runs.{min(taken)} has the name of a baseline, choose another name")
+        known = list(dict.fromkeys([*self.runs, *self.baselines, "true"]))
+        for name in self.export.runs or ():
+            if name not in known:
+                raise ValueError(f"export.runs={name} is none of {', '.join(known)}{nearest(name, known)}")
         return self
 
     def question(self, name: str) -> str:
@@ -175,6 +181,23 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     for name in config.runs:
         config.run(name)
     return config
+
+
+def demand_own_place(
+    stage: str, overrides: list[str] | None, *, has_own_data: bool, leaves_result: bool
+) -> None:
+    """Raise `ConfigError` if a stage would leave results of other values where the workflow takes them for its own."""
+    if not overrides or not leaves_result:
+        return
+    if not any(override.startswith("experiment=") for override in overrides):
+        raise ConfigError(
+            f"flowkit {stage}: --set {overrides[0]} makes another experiment, give it a name: --set experiment=NAME"
+        )
+    of_data = [override for override in overrides if override.startswith(("datasets.", "encoders."))]
+    if of_data and not has_own_data:
+        raise ConfigError(
+            f"flowkit {stage}: --set {of_data[0]} changes what all experiments share, give it a place: --data-root DIR"
+        )
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@
     <data_root>/features/<dataset>/pairs-<a>-<b>/      row pairs of two encoders
     <data_root>/heads/<encoder id>/                    final norm and projection of the target
     <data_root>/texts/<dataset>/<encoder id>/          caption and class prompt embeddings
-    <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/, page/
+    <results>/<experiment>/runs/<run>/                 train/, samples/<dataset>/, evaluation/, export/, page/
     <results>/<experiment>/                            survey/, summary/, site/, report/, key-figures/, logs/,
                                                        summary.json, verdicts.json
     <results>/index.html                               all experiments that have a report
@@ -123,6 +123,10 @@ class Places:
     def page(self, run: str) -> Path:
         """Folder of the page of a run or baseline, with its figures and images."""
         return self.experiment_folder / "runs" / run / "page"
+
+    def export(self, run: str) -> Path:
+        """Folder of the tokens of a run or baseline in the forms that other models take."""
+        return self.experiment_folder / "runs" / run / "export"
 
     @property
     def survey(self) -> Path:

@@ -29,6 +29,7 @@ PACKAGE = "flowkit"
 NOT_FINGERPRINTED = {
     "flowkit.config": "declarations; the values that a stage sees are tracked one by one",
     "flowkit.sections": "declarations, as in flowkit.config",
+    "flowkit.export_section": "declarations, as in flowkit.config",
     "flowkit.datasets": "declarations, as in flowkit.config",
     "flowkit.validation": "how declarations are checked",
     "flowkit.machine": "where results lie and how many tars one job takes",

@@ -26,6 +26,7 @@ STAGES = {
     "ceilings": "Encode the evaluation set once more: unrounded, from JPEGs, from crops.",
     "survey": "Look at the data: counts, refused images, channels, norms, images that training has seen.",
     "evaluate": "Measure the samples of a run or baseline.",
+    "export": "Write tokens in the form that models built on CLIP ViT-L/14 take.",
     "summary": "Join the metrics of all runs and judge the goals.",
     "page": "Write the page of a run with its figures and images.",
     "report": "Put the pages of all runs together; says what is missing where not all is done.",

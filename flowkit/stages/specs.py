@@ -20,6 +20,7 @@ from flowkit.provenance import canonical_json
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
 from flowkit.seeds import without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
+from flowkit.stages.export_jobs import TRUE, demand_exportable, export_values, exported_runs
 from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
@@ -59,6 +60,7 @@ class Plan(DataPlan):
             raise ConfigError(
                 f"evaluation.images={images}: the evaluation set has {evaluation.images} images"
             )
+        demand_exportable(self.config)
 
     def _priority(self, job: Job) -> int:
         """Return how early a job should start among those that could: the longest way to the end goes first.
@@ -68,7 +70,7 @@ class Plan(DataPlan):
         target = job.spec.target
         if target.get("dataset", self.config.data.train) == self.config.data.train and "run" not in target:
             return 30
-        if (run := target.get("run")) is None:
+        if (run := target.get("run")) is None or job.spec.stage == "export":
             return 0
         return 10 if self.config.run(run).objective.kind == "regression" else 20
 
@@ -79,6 +81,11 @@ class Plan(DataPlan):
         """
         wanted = {key: value for key, value in target.items() if value is not None}
         of_stage = [job for job in self.jobs.values() if job.spec.stage == stage]
+        if stage == "export" and not of_stage:
+            raise ConfigError(
+                "export: export.consumers and export.runs name nothing to write; add for instance "
+                "--set 'export.consumers=[point-e]' --to FOLDER"
+            )
         found = [job for job in of_stage if all(_serves(job, key, value) for key, value in wanted.items())]
         if not found:
             known = ", ".join(sorted(job.name for job in of_stage))
@@ -99,6 +106,8 @@ class Plan(DataPlan):
             yield self._ceilings(ceilings)
         if self.config.baselines:
             yield self._evaluate("baselines", self.config.baselines)
+        for run in exported_runs(self.config):
+            yield self._export(run)
         yield self._survey()
         yield self._summary()
         yield from self._pages()
@@ -211,6 +220,15 @@ class Plan(DataPlan):
         folders = tuple(self.places.evaluation(run) for run in runs)
         spec = self._spec("evaluate", target, values)
         return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=6000, runtime_minutes=240)
+
+    def _export(self, run: str) -> Job:
+        dataset = self.config.data.evaluation
+        inputs = [self._pairs_folder(dataset), self.places.head(self.target_id)]
+        if run != TRUE:
+            inputs.append(self.places.samples(run, dataset))
+        target = {"run": run, **self._pair_target(dataset)}
+        spec = self._spec("export", target, export_values(self.config, run))
+        return Job(f"export_{rule_word(run)}", spec, tuple(inputs), (self.places.export(run),))
 
     def _survey(self) -> Job:
         train, dataset = self.config.data.train, self.config.data.evaluation

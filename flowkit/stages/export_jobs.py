@@ -1,0 +1,50 @@
+"""The jobs of stage `export`, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowkit.config import Config
+from flowkit.errors import ConfigError
+from flowkit.export.consumers import consumer_named, demand_expected_encoder, demand_form
+from flowkit.validation import nearest
+
+TRUE = "true"
+"""The run whose tokens are those of the target's own stores."""
+
+
+def exported_runs(config: Config) -> list[str]:
+    """Return the runs and baselines whose tokens are written, in the order of the configuration."""
+    if not config.export.consumers:
+        return []
+    return list(config.runs if config.export.runs is None else config.export.runs)
+
+
+def demand_exportable(config: Config) -> None:
+    """Raise `ConfigError` for an export that must fail, before anything is trained for it."""
+    settings, encoder = config.export, config.encoders.target.name
+    for name in settings.consumers:
+        demand_expected_encoder(name, encoder, any_encoder=settings.any_encoder)
+        # the stores that `true` is read from hold a class token whatever the layout
+        if set(exported_runs(config)) - {TRUE}:
+            demand_form(consumer_named(name), config.data.layout)
+    for run in exported_runs(config):
+        if run not in config.runs or config.run(run).objective.kind == "regression":
+            continue
+        made = config.run(run).sampling.samplers
+        for sampler in settings.samplers or ():
+            if sampler not in made:
+                raise ConfigError(
+                    f"export.samplers={sampler}: run {run} has {', '.join(made)}{nearest(sampler, made)}"
+                )
+
+
+def export_values(config: Config, run: str) -> dict[str, Any]:
+    """Return the configuration leaves that the export of a run sees."""
+    settings = config.export.model_dump(include={"consumers", "format", "any_encoder"})
+    is_flow = run in config.runs and config.run(run).objective.kind != "regression"
+    return {
+        "export": settings | ({"samplers": config.export.samplers} if is_flow else {}),
+        "evaluation": {"images": config.evaluation.images},
+        "data": {"layout": config.data.layout},
+    }
