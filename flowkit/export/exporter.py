@@ -29,7 +29,7 @@ from flowkit.export.tensor_files import TENSOR, Format, TensorFile
 from flowkit.provenance import read_json, write_json
 
 KEYS, DESCRIPTION = "keys.json", "export.json"
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**22
 """What a slot holds of tokens, or of finished rows, about."""
 WORKERS, SLOTS = 2, 4
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import baselines_bench
 import evaluation_bench
+import export_bench
 import extraction_bench
 import loader_bench
 import model_bench
@@ -32,6 +33,7 @@ GROUPS = {
     "model": model_bench.rows,
     "evaluation": evaluation_bench.rows,
     "baselines": baselines_bench.rows,
+    "export": export_bench.rows,
     "report": report_bench.rows,
 }
 

@@ -1,0 +1,102 @@
+"""What to override in each consumer so that it takes exported rows in the place of images.
+
+Nothing here imports a consumer: a hook is handed the object that the consumer's own code made. Each is a context; after
+it the object is as it was. Shapes: N images, T patches, D channels, P embedding width.
+
+    point-e, shap-e, point-e-imagevec    given_embeddings(model, rows): the samplers ask the model for its conditions
+    shap-e-diffusers                     given_image_embeds(pipeline, rows), or the prior alone with prior_condition
+    openshape                            shape_similarity(rows, shapes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from flowkit.errors import StoreError
+
+
+@contextmanager
+def given_embeddings(model: Any, embeddings: torch.Tensor) -> Iterator[None]:
+    """Let a model of the original Point-E or Shap-E be conditioned on exported rows [N, D, T] or [N, P].
+
+    Their samplers call `model.cached_model_kwargs(batch_size, model_kwargs)`, which would encode
+    `model_kwargs["images"]`; guidance appends its zeros to what comes back. Pass any list of N images, for instance
+    `dict(images=[None] * N)`. A model that is given no images, as Point-E's upsampler may be, is left to itself. For a
+    sampler of two models use one context for each.
+    """
+    encode: Callable[[int, dict[str, Any]], dict[str, Any]] = model.cached_model_kwargs
+
+    def given(batch_size: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        if "images" not in model_kwargs:
+            return encode(batch_size, model_kwargs)
+        _demand_rows(embeddings, batch_size)
+        others = {key: value for key, value in model_kwargs.items() if key not in ("images", "texts")}
+        return {"embeddings": embeddings.to(_device_of(model)), **others}
+
+    model.cached_model_kwargs = given
+    try:
+        yield
+    finally:
+        del model.cached_model_kwargs
+
+
+@contextmanager
+def given_image_embeds(pipeline: Any, embeddings: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Let diffusers' ShapEImg2ImgPipeline be conditioned on exported rows [N, T, D].
+
+    Its `_encode_image` is what knows the image encoder; the rows stand in for what that returns: repeated for
+    `num_images_per_prompt`, behind as many zeros where there is guidance. Yields what to pass as `image`: a stand-in
+    that tells the pipeline the number of images.
+    """
+
+    def encode(
+        image: torch.Tensor,
+        device: torch.device,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+    ) -> torch.Tensor:
+        _demand_rows(embeddings, len(image))
+        rows = embeddings.repeat_interleave(num_images_per_prompt, dim=0)
+        return prior_condition(rows, is_guided=do_classifier_free_guidance).to(device)
+
+    pipeline._encode_image = encode
+    try:
+        yield torch.zeros(len(embeddings), 1)
+    finally:
+        del pipeline._encode_image
+
+
+def prior_condition(embeddings_NTD: torch.Tensor, *, is_guided: bool) -> torch.Tensor:
+    """Return the `proj_embedding` of diffusers' PriorTransformer: the rows, behind as many zeros for guidance."""
+    if not is_guided:
+        return embeddings_NTD
+    return torch.cat([torch.zeros_like(embeddings_NTD), embeddings_NTD])
+
+
+def shape_similarity(images_NP: torch.Tensor, shapes_MP: torch.Tensor) -> torch.Tensor:
+    """Return the cosines [N, M] of exported rows, which have length 1, with OpenShape's embeddings of shapes.
+
+    Raises `StoreError` if they are not of one width: a shape encoder that was trained on another CLIP.
+    """
+    if images_NP.shape[1] != shapes_MP.shape[1]:
+        raise StoreError(
+            f"images have {images_NP.shape[1]} channels and shapes {shapes_MP.shape[1]}: take the shape encoder that "
+            "was trained on this CLIP, pointbert-vitl14-rgb"
+        )
+    return images_NP @ torch.nn.functional.normalize(shapes_MP, dim=1).T
+
+
+def _demand_rows(embeddings: torch.Tensor, images: int) -> None:
+    if len(embeddings) != images:
+        raise StoreError(
+            f"{len(embeddings)} exported rows for a batch of {images} images; hand over one row for each"
+        )
+
+
+def _device_of(model: Any) -> torch.device:
+    """The device of a model's weights; the CPU for one without."""
+    return next((weights.device for weights in model.parameters()), torch.device("cpu"))
