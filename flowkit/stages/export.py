@@ -165,6 +165,11 @@ class _Tokens:
         """One of the target's stores, for what it says of the encoder."""
         return TokenStore(stores_of(self.spec, self.spec.target["dataset"], self.spec.target["target"])[0])
 
+    @property
+    def views(self) -> int:
+        """Images of one sample of the evaluation set; each of them is a row of its own in an export."""
+        return int(self._store.attributes.get("views", 1))
+
     def by_sampler(self) -> Iterator[tuple[str, TokenSource]]:
         """Yield every sampler that is exported, with its tokens."""
         if self.run == TRUE:
@@ -191,9 +196,9 @@ class _Tokens:
         encoder = self._store.attributes["encoder"]
         demand_expected_encoder(consumer.name, encoder, any_encoder=self.spec.values["export"]["any_encoder"])
         if not consumer.needs_class_token or self.layout != WHOLE:
-            return Content(self.layout)
+            return Content(self.layout, self.views)
         head, _ = committed(self.spec.places.head(self.spec.target["target"]))
-        return Content(self.layout, head=load_file(head / HEAD))
+        return Content(self.layout, self.views, load_file(head / HEAD))
 
     def about(self, sampler: str) -> dict[str, Any]:
         """What only the stage knows of an export."""

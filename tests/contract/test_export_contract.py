@@ -1,8 +1,8 @@
 """What exports promise to their consumers, on diffusers' own code with small random weights.
 
 The tower has the architecture of openai's ViT-L/14 - 1024 wide, 256 patches of 14 pixels, QuickGELU - with two blocks,
-and the prior the settings of openai/shap-e-img2img but for its size. True features that went through the export make the
-prior say what it says to diffusers' own encoder; every fault that an export could have is planted and seen.
+and the prior the settings of openai/shap-e-img2img but for its size. True features that went through the export
+make the prior say what it says to diffusers' own encoder; every fault that an export could have is planted and seen.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from support import Project, copy_project
 
 from flowkit.config import load_config
+from flowkit.features.samples import SampledTokens
 from flowkit.paths import Places
 from flowkit.planning.plan import machine_plan
 from flowkit.planning.sizes import Amount
@@ -38,6 +40,7 @@ runs:
   flow: {{}}
   flow_by_view: {{model: {{views: single}}, train: {{batch_size: 24}}}}
 baselines: [constant, ridge, true, true_fp16, true_crop]
+export: {{consumers: [shap-e, openshape], any_encoder: true}}
 """
 
 
@@ -103,6 +106,22 @@ def test_pages_show_all_views_as_tiles(finished_views: Project) -> None:
     assert not alpha[4:, 4:].any(), "there is no fourth view"
     assert alpha[:4].all()
     assert "view 1" in page
+
+
+def test_each_view_is_a_row_of_an_export(finished_views: Project) -> None:
+    run = results_of(finished_views) / "runs/flow"
+    exported = run / "export" / json.loads((run / "export/manifest.json").read_text())["content"] / "heun-2"
+    sampled = run / "samples/test"
+    content = sampled / json.loads((sampled / "manifest.json").read_text())["content"]
+    tokens = SampledTokens(content / "heun-2")
+    keys = json.loads((exported / "shap-e/keys.json").read_text())
+    assert keys == [f"{key}.{view}" for key in tokens.keys for view in range(VIEWS)]
+    grid = load_file(exported / "shap-e/embeddings.safetensors")["embeddings"].numpy()
+    by_view = tokens[:].reshape(OBJECTS * VIEWS, PATCHES + 1, -1)
+    np.testing.assert_array_equal(grid, by_view[:, 1:].transpose(0, 2, 1))
+    pooled = load_file(exported / "openshape/embeddings.safetensors")["embeddings"]
+    assert pooled.shape == (OBJECTS * VIEWS, 64)
+    np.testing.assert_allclose(pooled.norm(dim=1).numpy(), 1, rtol=1e-5)
 
 
 def test_plan_knows_what_several_views_take(finished_views: Project) -> None:
