@@ -1,9 +1,11 @@
 """What goes into the blocks: embeddings of the noisy tokens and of time.
 
-    tokens(x)  = W x + position + condition of the same position (aligned_condition)
+    tokens(x)  = W x + position + view + condition of the same position (aligned_condition)
     time(t)    = MLP(cos and sin of 1000 t at geometric frequencies)
 
-Shapes: B images, T tokens, C target width, D width of the embedding, F frequencies.
+A place has the same position in all views, and what tells these apart starts at zero: what is learned of a place in one
+view holds in the others. Shapes: B images, V views, T tokens of all views, C target width, D width of the
+embedding, F frequencies.
 """
 
 from __future__ import annotations
@@ -29,12 +31,21 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.aligned_condition = config.aligned_condition
         self.input = nn.Linear(config.target_width, config.width)
-        self.position_TD = nn.Parameter(POSITION_SPREAD * torch.randn(config.target_tokens, config.width))
+        of_view = config.target_tokens // config.views
+        # its name is that of checkpoints: where there are several views, T is that of one
+        self.position_TD = nn.Parameter(POSITION_SPREAD * torch.randn(of_view, config.width))
+        self.view_V1D = nn.Parameter(torch.zeros(config.views, 1, config.width)) if config.views > 1 else None
 
     def forward(self, x_BTC: Tensor, condition_BTD: Tensor) -> Tensor:
         """Return [B, T, D]."""
-        h_BTD = self.input(x_BTC) + self.position_TD
+        h_BTD = self.input(x_BTC) + self._places()
         return h_BTD + condition_BTD if self.aligned_condition else h_BTD
+
+    def _places(self) -> Tensor:
+        """Return what is added to the tokens of all views, [T, D]."""
+        if self.view_V1D is None:
+            return self.position_TD
+        return (self.position_TD + self.view_V1D).flatten(0, 1)
 
 
 class TimeEmbedding(nn.Module):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.paired_material import MODEL
 
+from flowkit.model.embedding import TokenEmbedding
 from flowkit.model.rope import RotaryTable, grid_angles, rotary_table, split_pairs
 
 ROWS, COLUMNS, VIEWS, H = 5, 4, 3, 16
@@ -130,3 +131,19 @@ def test_three_axes_share_the_pairs(pairs: int) -> None:
 def test_heads_too_narrow_for_three_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 channel pairs"):
         grid_angles((3, 3), has_cls=True, head_width=4)
+
+
+def test_a_place_is_embedded_alike_in_all_views_until_training_tells_them_apart() -> None:
+    embedding = TokenEmbedding(WITH_VIEWS)
+    x_BTC = torch.randn(2, PATCHES + 1, WITH_VIEWS.target_width).repeat(1, VIEWS, 1)
+    nothing = torch.zeros(2, VIEWS * (PATCHES + 1), WITH_VIEWS.width)
+    by_view = embedding(x_BTC, nothing).unflatten(1, (VIEWS, PATCHES + 1))
+    assert torch.equal(by_view[:, 0], by_view[:, 1])
+    assert not torch.equal(by_view[:, 0, 0], by_view[:, 0, 1])
+    assert embedding.view_V1D is not None
+    embedding.view_V1D.data[1] += 1
+    told = embedding(x_BTC, nothing).unflatten(1, (VIEWS, PATCHES + 1))
+    assert torch.equal(told[:, 0], by_view[:, 0])
+    torch.testing.assert_close(told[:, 1], by_view[:, 1] + 1)
+    one = replace(WITH_VIEWS, views=1, source_tokens=PATCHES + 1, target_tokens=PATCHES + 1)
+    assert TokenEmbedding(one).view_V1D is None
