@@ -1,10 +1,14 @@
-"""Names of runs that are one training with several seeds: NAME and NAME_seed_1, NAME_seed_2, ..."""
+"""What names of runs tell: NAME_seed_1, NAME_seed_2, ... are trainings of NAME with other seeds.
+
+NAME_by_view is NAME, trained to translate each view of an object by itself.
+"""
 
 from __future__ import annotations
 
 import re
 
 SEED_SUFFIX = re.compile(r"_seed_\d+$")
+BY_VIEW = "_by_view"
 
 
 def without_seed(run: str) -> str:

@@ -14,11 +14,9 @@ from typing import Any
 
 from flowkit.evaluation.summary import SummaryRow
 from flowkit.evaluation.verdicts import AnyOf, Condition, Figure, Goal, Part
-from flowkit.seeds import without_seed
+from flowkit.seeds import BY_VIEW, without_seed
 
 FLOW, REGRESSION, EARLIER = "flow", "regression", "earlier_recipe"
-BY_VIEW = "_by_view"
-"""A run of this ending is its namesake that translates each view of an object by itself."""
 REFERENCE = "heun-50"
 LINEAR = ("ridge", "ridge_token")
 TRANSPORT, FLAT_TRANSPORT = "ridge_ot", "ridge_ot_flat"

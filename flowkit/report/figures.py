@@ -93,8 +93,16 @@ def position_maps(name: str, details: Details) -> Plot:
         width=canvas.width,
         height=canvas.height,
         alt=f"R², cosine and norm ratio of {name} over the token positions. {summary}",
-        caption=f"{summary} A norm ratio below 1 is shrinkage.",
+        caption=f"{summary} A norm ratio below 1 is shrinkage.{_views_caption(layout)}",
         data=numbers(("position", "r2", "cosine", "norm_ratio"), rows),
+    )
+
+
+def _views_caption(layout: TokenLayout) -> str:
+    if layout.views == 1:
+        return ""
+    return (
+        f" The {layout.views} views are tiles{', their class tokens stand below' if layout.has_cls else ''}."
     )
 
 
@@ -120,8 +128,9 @@ def _map(
             extent=(0, end, below + size, below),
             interpolation="none",
         )
-        words = f"CLS {_cell_text(float(tokens[0]))}" if len(tokens) == 1 else "CLS of each view"
-        axes.text(end + 0.04 * columns, below + size / 2, words, va="center", fontsize=11)
+        if len(tokens) == 1:
+            words = f"CLS {_cell_text(float(tokens[0]))}"
+            axes.text(end + 0.04 * columns, below + size / 2, words, va="center", fontsize=11)
     if max(rows, columns) <= ANNOTATED_SIDE:
         for x, y, value in cells:
             red, green, blue, _ = image.to_rgba(np.array([value]))[0]

@@ -34,8 +34,9 @@ from flowkit.report.scene import Scene, data_of, details_of, page_of, slug
 from flowkit.report.standings import HEADLINE, Entry, best_per_run, comparisons, label
 from flowkit.report.studies import components, error_over_time, evaluations_study
 from flowkit.report.tables import Table, differences_table, metrics_table, thresholds_table
+from flowkit.seeds import BY_VIEW
 
-BESIDE = ("constant", "ridge", "regression", "flow_by_view", "regression_by_view", "true")
+BESIDE = ("constant", "ridge", "regression", f"flow{BY_VIEW}", f"regression{BY_VIEW}", "true")
 """Runs that stand beside every other in the table of its key numbers."""
 IMAGES = 12
 """Best, worst and random images on the page; all of a gallery are on the gallery's page."""

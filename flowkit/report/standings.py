@@ -16,6 +16,7 @@ from flowkit.paths import CLOSED_FORM
 from flowkit.report.data import Difference, Measurement, Results
 from flowkit.report.measures import measure, plain
 from flowkit.sections import BASELINES, CEILINGS
+from flowkit.seeds import BY_VIEW, without_seed
 
 Kind = Literal["flow", "regression", "closed form", "ceiling"]
 HEADLINE = "r2"
@@ -164,7 +165,8 @@ def compare(entry: Entry, reference: Entry) -> Comparison | None:
 
 
 def comparisons(entry: Entry, candidates: Sequence[Entry]) -> list[Comparison]:
-    """Compare an entry with constant, ridge and regression, without itself and what is missing."""
+    """Compare an entry with constant, ridge, regression and its namesake by view: not with itself or what is missing."""
     leading = {other.run: other for other in reversed(best_per_run(candidates))}
-    found = [compare(entry, leading[name]) for name in REFERENCES if name in leading and name != entry.run]
+    names = (*REFERENCES, without_seed(entry.run) + BY_VIEW)
+    found = [compare(entry, leading[name]) for name in names if name in leading and name != entry.run]
     return [comparison for comparison in found if comparison]

@@ -20,12 +20,12 @@ from flowkit.evaluation.summary import RunScore, SummaryRow, summary_rows
 from flowkit.evaluation.verdicts import DifferenceRow
 from flowkit.paths import NOTES, RUN_RECORD, SCORES
 from flowkit.provenance import read_json
-from flowkit.seeds import without_seed
+from flowkit.seeds import BY_VIEW, without_seed
 from flowkit.stages.session import Spec, committed
 
 AGAINST = ("ridge", "ridge_ot", "ridge_ot_flat", "regression")
 """Runs that all others are held against, image by image, each with its best sampler."""
-AGAINST_ALL_SEEDS = ("flow_by_view", "regression_by_view")
+AGAINST_ALL_SEEDS = (f"flow{BY_VIEW}", f"regression{BY_VIEW}")
 """Runs that the others are held against in each of their training seeds, so that a gain must outlast the worst."""
 DRAWS = 1000
 

@@ -18,14 +18,22 @@ from flowkit.encoders.weight_registry import encoder_family
 from flowkit.errors import ConfigError
 from flowkit.provenance import canonical_json
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
-from flowkit.seeds import without_seed
+from flowkit.seeds import BY_VIEW, without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
 from flowkit.stages.export_jobs import TRUE, demand_exportable, export_values, exported_runs
 from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
 BESIDE = (
-    *("constant", "ridge", "ridge_ot", "ridge_ot_flat", "regression", "flow_by_view", "regression_by_view"),
+    *(
+        "constant",
+        "ridge",
+        "ridge_ot",
+        "ridge_ot_flat",
+        "regression",
+        f"flow{BY_VIEW}",
+        f"regression{BY_VIEW}",
+    ),
     "true",
 )
 """Runs that stand on the page of every other: as columns, in sentences, as differences image by image."""
