@@ -299,6 +299,12 @@ class Evaluation(Section):
         gt=1,
         description="The first N pairs of the evaluation set are scored.",
     )
+    consumer: str | None = Field(
+        None,
+        pattern=r"^shap-e-prior:.+",
+        description="Model that translations are tried on: `shap-e-prior:FOLDER`, the folder of openai/shap-e-img2img "
+        "on this machine; null measures nothing of the kind.",
+    )
     bootstrap_draws: Whole = Field(1000, ge=100, description="Bootstrap draws over images for intervals.")
     seed: Whole = Field(0, ge=0, description="Seed of the bootstrap and of the shuffled pairs.")
 

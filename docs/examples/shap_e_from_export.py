@@ -57,7 +57,7 @@ def main(export_folder: Path, weights: Path, out: Path, *, steps: int = 64) -> N
     """Write latents and keys of all images of an export."""
     export = read_export(export_folder)
     prior = PriorTransformer.from_pretrained(
-        weights / "prior", local_files_only=True, use_safetensors=True
+        weights / "prior", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
     ).eval()
     scheduler = HeunDiscreteScheduler.from_pretrained(weights / "scheduler", local_files_only=True)
     made = [

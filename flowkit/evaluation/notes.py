@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flowkit.evaluation import dispersion
 from flowkit.evaluation.distribution import halves_are_measurable
+from flowkit.evaluation.downstream import DOWNSTREAM
 from flowkit.evaluation.two_sample import FEWEST_IMAGES, MOST_IMAGES, MOST_POSITIONS
 
 TEXT_METRICS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10")
@@ -101,6 +102,11 @@ class Notes:
                 OVER_NOISE,
                 f"intervals without further noise seeds, which have {fewest} of {self.images} images",
             )
+
+    def on_downstream(self, judged: int) -> None:
+        """Say how many images the consumer judged where it did not judge all."""
+        if judged < self.images:
+            self.say([DOWNSTREAM], f"of {judged} of {self.images} images, evenly spaced")
 
     def on_rest(self, missing: Sequence[str]) -> None:
         """Leave no missing figure without a reason."""

@@ -1,8 +1,9 @@
 """All metrics of one set of predicted tokens against the true ones, as rows {metric, value, low, high}.
 
-The rows are always the same METRICS in the same order. What the inputs do not allow - embedding metrics
-without a class token, retrieval without captions, a Frechet distance of fewer images than channels, anything
-of values that are not finite - is a row of None, which reads "not measured", with a note that says why.
+The rows are always the same METRICS in the same order; with a consumer to try predictions on, `downstream` comes last.
+What the inputs do not allow - embedding metrics without a class token, retrieval without captions, a Frechet distance
+of fewer images than channels, anything of values that are not finite - is a row of None, which reads "not measured",
+with a note that says why.
 fd_tok_disjoint and fd_img_disjoint compare with true tokens of other images; for the true tokens they are the
 noise floor that every other Frechet distance should be read against. Sums over images have bootstrap
 intervals; Frechet distances, mmd, cka and auc have jackknife intervals over ten tenths of the images, widened
@@ -29,6 +30,7 @@ from flowkit.evaluation.bootstrap import (
 )
 from flowkit.evaluation.collected import Collected, TrueSide, collect
 from flowkit.evaluation.distribution import disjoint_frechet, halves_are_measurable, relative_frechet
+from flowkit.evaluation.downstream import DOWNSTREAM, Downstream
 from flowkit.evaluation.metrics import cosine, token_ratios
 from flowkit.evaluation.moments import TENTHS
 from flowkit.evaluation.notes import EMBEDDING_METRICS, Note, Notes
@@ -95,6 +97,7 @@ def score(
     noise: Sequence[Tokens] = (),
     is_deterministic: bool = False,
     keys: Sequence[str] | None = None,
+    downstream: Downstream | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> Scored:
@@ -106,26 +109,35 @@ def score(
     texts = Texts() if texts is None else texts
     collected = collect(predicted, true)
     notes = _noted(collected, texts)
-    notes.on_values(collected.finite_N, keys, METRICS)
+    metrics = metrics_of(downstream)
+    notes.on_values(collected.finite_N, keys, metrics)
     if not collected.finite_N.all():
-        return Scored([_row(metric, NOT_MEASURED) for metric in METRICS], notes.found, collected)
+        return Scored([_row(metric, NOT_MEASURED) for metric in metrics], notes.found, collected)
     notes.on_noise([len(one) for one in noise], is_deterministic=is_deterministic)
     ratios = image_ratios(collected, true, texts, seed)
+    if downstream is not None:
+        ratios[DOWNSTREAM] = downstream.ratio(predicted)
+        notes.on_downstream(len(downstream.judged))
     estimates = bootstrap(ratios, draw_counts(len(predicted), draws=draws, seed=seed))
     if is_deterministic:
         estimates |= _no_spread(collected)
     elif noise:
         estimates |= _spread(predicted, noise, true, draws, seed)
     estimates |= _distances_over_noise(predicted, collected, noise, true, seed)
-    rows = [_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in METRICS]
+    rows = [_row(metric, estimates.get(metric, NOT_MEASURED)) for metric in metrics]
     notes.on_rest([row["metric"] for row in rows if row["value"] is None])
     without = {name: np.array(one.without_G) for name, one in estimates.items() if one.without_G}
     return Scored(rows, notes.found, collected, without)
 
 
-def not_scored(why: str) -> tuple[list[MetricRow], list[Note]]:
+def metrics_of(downstream: Downstream | None) -> tuple[str, ...]:
+    """Return the ids of all rows."""
+    return METRICS if downstream is None else (*METRICS, DOWNSTREAM)
+
+
+def not_scored(why: str, metrics: Sequence[str] = METRICS) -> tuple[list[MetricRow], list[Note]]:
     """Rows and note of predictions that no metric can be measured on."""
-    return [_row(metric, NOT_MEASURED) for metric in METRICS], [Note(metrics=list(METRICS), note=why)]
+    return [_row(metric, NOT_MEASURED) for metric in metrics], [Note(metrics=list(metrics), note=why)]
 
 
 def _noted(collected: Collected, texts: Texts) -> Notes:

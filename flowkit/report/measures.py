@@ -206,6 +206,13 @@ _SHOWN = (
         for answer, words in (("", ""), ("_constant", ", constant"), ("_shuffled", ", shuffled pairs"))
         for level in (70, 80, 90)
     ),
+    Measure(
+        "downstream",
+        "3-D model's change",
+        "How far a 3-D model's output moves from that of the true features, over how far it lies from another image's: "
+        "0 is no change, 1 another image.",
+        "lower",
+    ),
     Measure("nfe", "evaluations", "Network evaluations per image.", "lower", 0),
     Measure("images_per_s", "images / s", "Images sampled per second.", "higher", 1),
 )

@@ -23,16 +23,20 @@ from flowkit.errors import StoreError
 from flowkit.evaluation.collected import Embed, collect_true
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.differences import WITHOUT
+from flowkit.evaluation.downstream import Downstream
 from flowkit.evaluation.notes import KEYS_IN_A_NOTE, Note
 from flowkit.evaluation.retrieval import Captions
-from flowkit.evaluation.score import Classes, MetricRow, Scored, Texts, not_scored, score
+from flowkit.evaluation.score import METRICS, Classes, MetricRow, Scored, Texts, metrics_of, not_scored, score
 from flowkit.evaluation.tokens import Floats, evenly_spaced, mean_over_images
 from flowkit.evaluation.zero_shot import class_table
+from flowkit.export.prior_files import prior_digest
+from flowkit.export.shap_e_prior import ShapEPrior
 from flowkit.features.samples import Samples, by_view, open_samples
 from flowkit.paths import CLOSED_FORM, HEAD, NOTES, SCORES, TEXT_EMBEDDINGS, TEXTS, noise_folder
 from flowkit.progress import Progress, logger
 from flowkit.provenance import read_json, write_json
 from flowkit.stages.classes import image_class_names
+from flowkit.stages.device import best_device
 from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, committed, open_session
@@ -51,6 +55,9 @@ def run(spec: Spec) -> None:
         spec.places.texts(dataset, target_id),
     ]
 
+    consumer = spec.values["evaluation"]["consumer"]
+    judge = [] if consumer is None else [prior_digest(consumer)]
+
     @cache
     def truth() -> Truth:
         return Truth(spec)
@@ -58,7 +65,7 @@ def run(spec: Spec) -> None:
     for name in spec.target["runs"].split(","):
         one = replace(spec, target={**spec.target, "runs": name})
         samples = spec.places.samples(name, dataset)
-        with open_session(one, spec.places.evaluation(name), [samples, *shared]) as session:
+        with open_session(one, spec.places.evaluation(name), [samples, *shared], judge) as session:
             if not session.is_done:
                 _evaluate(session, name, samples, truth())
 
@@ -71,7 +78,9 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
     progress = Progress(f"evaluate {name}", len(counts["samplers"]), "sampler")
     for sampler in counts["samplers"]:
         sets = [open_samples(content / noise_folder(k) / sampler) for k in range(counts["noise"][sampler])]
-        rows, notes[sampler], found = scores_of(sampler, sets, truth.keys, score=truth.score)
+        rows, notes[sampler], found = scores_of(
+            sampler, sets, truth.keys, score=truth.score, metrics=metrics_of(truth.downstream)
+        )
         scores[sampler] = rows + _cost_rows(counts, sampler)
         if found is not None:
             np.savez(session.work / f"details-{sampler}.npz", **truth.details(sets[0], found))
@@ -87,7 +96,11 @@ def _evaluate(session: Session, name: str, samples: Path, truth: Truth) -> None:
 
 
 def scores_of(
-    sampler: str, sets: Sequence[Samples], keys: Sequence[str], score: Callable[..., Scored]
+    sampler: str,
+    sets: Sequence[Samples],
+    keys: Sequence[str],
+    score: Callable[..., Scored],
+    metrics: Sequence[str] = METRICS,
 ) -> tuple[list[MetricRow], list[Note], Scored | None]:
     """Return rows, notes and, where something was measured, all of the score of a sampler's sets, one per noise seed.
 
@@ -103,7 +116,8 @@ def scores_of(
         cure = "" if sampler == CLOSED_FORM else ": the run has diverged, lower its learning rate or guidance"
         rows, notes = not_scored(
             f"{len(refused)} of {sum(map(len, sets)) + len(refused)} samples are not finite or beyond float16, first "
-            f"{', '.join(refused[:KEYS_IN_A_NOTE])}{cure}"
+            f"{', '.join(refused[:KEYS_IN_A_NOTE])}{cure}",
+            metrics,
         )
         return rows, notes, None
     found = score(sets[0], sets[1:], is_deterministic=sampler in DETERMINISTIC)
@@ -130,9 +144,23 @@ class Truth:
             ),
         )
         self.views = pairs.views
+        self.downstream = self._judge(spec.values["data"]["layout"])
         texts, _ = committed(spec.places.texts(dataset, target_id))
         kind = spec.values["datasets"][dataset]["kind"]
         self.texts = texts_of(texts, kind, samples["captions"].tolist(), samples["attributes_json"].tolist())
+
+    def _judge(self, layout: str) -> Downstream | None:
+        """The consumer that translations are tried on, None where the configuration names none."""
+        if (consumer := self.settings["consumer"]) is None:
+            return None
+        prior = ShapEPrior(consumer, best_device())
+        return Downstream(
+            prior.distances,
+            self.side.tokens,
+            self.keys,
+            has_class_token=layout == "cls_patches",
+            seed=self.settings["seed"],
+        )
 
     def score(self, predicted: Samples, noise: Sequence[Samples], *, is_deterministic: bool) -> Scored:
         """Return the metric rows of one sampler, with notes."""
@@ -143,6 +171,7 @@ class Truth:
             noise=noise,
             is_deterministic=is_deterministic,
             keys=self.keys,
+            downstream=self.downstream,
             draws=self.settings["bootstrap_draws"],
             seed=self.settings["seed"],
         )

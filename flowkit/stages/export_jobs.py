@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from flowkit.config import Config
 from flowkit.errors import ConfigError
 from flowkit.export.consumers import consumer_named, demand_expected_encoder, demand_form
+from flowkit.export.prior_files import prior_files
 from flowkit.validation import nearest
 
 TRUE = "true"
@@ -37,6 +39,19 @@ def demand_exportable(config: Config) -> None:
                 raise ConfigError(
                     f"export.samplers={sampler}: run {run} has {', '.join(made)}{nearest(sampler, made)}"
                 )
+
+
+def consumer_files(config: Config) -> tuple[Path, ...]:
+    """Return the files of the consumer that evaluation tries translations on; raises `ConfigError` if it cannot."""
+    if (consumer := config.evaluation.consumer) is None:
+        return ()
+    if config.data.layout == "pooled":
+        raise ConfigError(
+            f"evaluation.consumer={consumer} takes the tokens of all patches, which data.layout=pooled has not; "
+            "set it to null"
+        )
+    demand_expected_encoder(consumer, config.encoders.target.name, any_encoder=config.export.any_encoder)
+    return prior_files(consumer)
 
 
 def export_values(config: Config, run: str) -> dict[str, Any]:

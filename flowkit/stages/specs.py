@@ -20,7 +20,7 @@ from flowkit.provenance import canonical_json
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
 from flowkit.seeds import BY_VIEW, without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
-from flowkit.stages.export_jobs import TRUE, demand_exportable, export_values, exported_runs
+from flowkit.stages.export_jobs import TRUE, consumer_files, demand_exportable, export_values, exported_runs
 from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
@@ -227,7 +227,15 @@ class Plan(DataPlan):
         )
         folders = tuple(self.places.evaluation(run) for run in runs)
         spec = self._spec("evaluate", target, values)
-        return Job(f"evaluate_{rule_word(name)}", spec, inputs, folders, memory_mb=6000, runtime_minutes=240)
+        return Job(
+            f"evaluate_{rule_word(name)}",
+            spec,
+            inputs,
+            folders,
+            consumer_files(self.config),
+            memory_mb=6000,
+            runtime_minutes=240,
+        )
 
     def _export(self, run: str) -> Job:
         dataset = self.config.data.evaluation

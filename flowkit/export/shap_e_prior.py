@@ -1,0 +1,93 @@
+"""Shap-E's prior (diffusers, openai/shap-e-img2img) as a judge of features: how far apart are its outputs?
+
+The output is the prior's estimate of the clean latents at three times of its own schedule. The first input is noise
+alone, as where sampling begins; each later one is the estimate under the true features with noise on it,
+    x = sqrt(a_t) estimate + sqrt(1 - a_t) noise,
+so both sets of features are judged at the same input, and at one that sampling would meet. Noise and times are
+functions of the image's key alone. Weights are read from disk. diffusers is needed for this and nothing else.
+Shapes: N images, T patches, D channels, L latents of width W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowkit.errors import ConfigError, StoreError
+from flowkit.export.prior_files import prior_files, prior_folder
+from flowkit.flow.noise import keyed_normal
+
+TIMES = (1.0, 0.5, 0.125)
+"""As shares of the schedule, from pure noise on."""
+
+
+class ShapEPrior:
+    """The prior, its schedule, and how far apart its outputs are."""
+
+    def __init__(self, consumer: str, device: str) -> None:
+        prior_files(consumer)
+        model, scheduler = _diffusers()
+        folder = prior_folder(consumer)
+        self._device = device
+        self._prior = model.from_pretrained(
+            folder / "prior", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        )
+        self._prior.eval().to(device)
+        schedule = scheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        self._kept_T: NDArray[np.float64] = schedule.alphas_cumprod.double().numpy()
+        self._latents = (self._prior.config.num_embeddings, self._prior.config.embedding_dim)
+        self._channels = self._prior.config.embedding_proj_dim
+
+    @torch.no_grad()
+    def distances(
+        self, true_NTD: NDArray[np.floating], other_NTD: NDArray[np.floating], keys: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """Return the Euclidean distances [N] of the outputs under two sets of features on the raw scale.
+
+        Raises `StoreError` if their width is not the one that the prior was trained on.
+        """
+        true, other = (self._condition(tokens) for tokens in (true_NTD, other_NTD))
+        squares_N = torch.zeros(len(keys), dtype=torch.float64)
+        estimate_NLW: torch.Tensor | float = 0.0
+        for step, kept, noise_NLW in self._inputs(keys):
+            latents_NLW = kept**0.5 * estimate_NLW + (1 - kept) ** 0.5 * noise_NLW
+            estimate_NLW = self._estimate(latents_NLW, step, true)
+            difference_NLW = estimate_NLW - self._estimate(latents_NLW, step, other)
+            squares_N += difference_NLW.double().square().sum((1, 2)).cpu()
+        return squares_N.sqrt().numpy()
+
+    def _inputs(self, keys: Sequence[str]) -> Iterator[tuple[int, float, torch.Tensor]]:
+        """Yield time, share of the signal's variance and noise; there is no signal in the first."""
+        for number, time in enumerate(TIMES):
+            step = round(time * (len(self._kept_T) - 1))
+            noise = keyed_normal([("downstream", key, number) for key in keys], self._latents, "cpu")
+            yield step, float(self._kept_T[step]) if number else 0.0, noise.to(self._device)
+
+    def _estimate(self, latents_NLW: torch.Tensor, step: int, condition_NTD: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self._prior(
+            latents_NLW, timestep=step, proj_embedding=condition_NTD
+        ).predicted_image_embedding
+        return made[..., : self._latents[1]]  # behind it lies the variance
+
+    def _condition(self, tokens_NTD: NDArray[np.floating]) -> torch.Tensor:
+        if tokens_NTD.shape[2] != self._channels:
+            raise StoreError(
+                f"patches have {tokens_NTD.shape[2]} channels, this prior takes {self._channels}: it was trained on "
+                "another encoder; name another evaluation.consumer or none"
+            )
+        return torch.from_numpy(np.ascontiguousarray(tokens_NTD, np.float32)).to(self._device)
+
+
+def _diffusers() -> tuple[Any, Any]:
+    try:
+        from diffusers import HeunDiscreteScheduler, PriorTransformer
+    except ImportError as error:
+        raise ConfigError(
+            f"evaluation.consumer needs diffusers ({error}): pip install diffusers --constraint constraints.txt, "
+            "or set it to null"
+        ) from error
+    return PriorTransformer, HeunDiscreteScheduler
