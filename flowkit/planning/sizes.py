@@ -110,6 +110,15 @@ def unrounded_size(tokens: int, width: int, images: int) -> Amount:
     return RESULT + Amount(content + images * KEY_ROW_BYTES, 3)
 
 
+def export_size(numbers: Sequence[int], consumers: int, images: int) -> Amount:
+    """Return the size of one sampler's exports: tensors with so many numbers per image, shared by `consumers`.
+
+    A tensor has its keys beside it and lies there once; each consumer has a folder and a description.
+    """
+    content = sum(FLOAT32_BYTES * images * number + images * KEY_ROW_BYTES for number in numbers)
+    return Amount(content + consumers * DOCUMENT_BYTES, 1 + 2 * consumers + 2 * len(numbers))
+
+
 def pairs_size(pairs: int) -> Amount:
     """Return the size of a pairs table."""
     return Amount(PAIRS_BYTES + pairs * PAIR_ROW_BYTES, RESULT_FILES + 1)

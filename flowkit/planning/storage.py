@@ -13,6 +13,7 @@ from pathlib import Path
 from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset, SolidsDataset
 from flowkit.encoders.token_shapes import EncoderShape
 from flowkit.encoders.weight_registry import brought_weights, weight_files
+from flowkit.export.consumers import consumer_named
 from flowkit.paths import LOCATION, MANIFEST
 from flowkit.planning.data_facts import DataFacts
 from flowkit.planning.pending import BATCHED, State, has_manifest, is_current
@@ -21,6 +22,7 @@ from flowkit.planning.sizes import (
     Amount,
     NetworkSize,
     checkpoint_size,
+    export_size,
     network_size,
     pairs_size,
     samples_size,
@@ -124,6 +126,7 @@ class Storage:
             "sample": self._samples,
             "baselines": self._samples,
             "ceilings": self._samples,
+            "export": self._exports,
         }.get(job.spec.stage)
         if make is not None:
             yield from make(job)
@@ -212,6 +215,18 @@ class Storage:
             else:
                 size = samples_size(shape.tokens, shape.width, stores, further)
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
+
+    def _exports(self, job: Job) -> Iterator[_Result]:
+        settings, shape = job.spec.values["export"], self.data.target
+        of_form = {"pooled": shape.pooled_width}
+        forms = [consumer_named(name).form for name in settings["consumers"]]
+        # a row of every form but the pooled one holds all patches
+        numbers = {form: of_form.get(form, (shape.tokens - 1) * shape.width) for form in forms}
+        size = RESULT
+        for _ in settings.get("samplers") or ("the first",):
+            images = job.spec.values["evaluation"]["images"]
+            size += export_size(list(numbers.values()), len(forms), images)
+        yield _Result(RESULTS, "exports", job.folders[0], size)
 
     def _checkpoints(self) -> Stored:
         """What trainings need while they run: the checkpoints, and the best so far, which is copied at the end."""

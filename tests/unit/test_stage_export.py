@@ -34,6 +34,8 @@ from flowkit.export.consumers import CONSUMERS
 from flowkit.export.reading import read_export
 from flowkit.features.samples import SampledTokens
 from flowkit.paths import CLOSED_FORM, Places
+from flowkit.planning.plan import machine_plan
+from flowkit.planning.sizes import export_size
 from flowkit.provenance import file_digest, read_json
 from flowkit.sampling.sampler import parse_sampler, sample
 from flowkit.stages import export as stage
@@ -261,3 +263,21 @@ def test_the_command_says_what_to_name(tmp_path: Path) -> None:
     assert "export.consumers and export.runs name nothing" in str(done.exception)
     done = CliRunner().invoke(app, ["summary", "--config", str(path), "--to", str(tmp_path / "mine")])
     assert "--to goes with flowkit export alone" in str(done.exception)
+
+
+def test_the_plan_knows_the_size(tmp_path: Path) -> None:
+    """What is planned is what lies on the disk, links counted once."""
+    places = write_results(tmp_path)
+    stage.run(export_spec(places, *ALL, samplers=SAMPLERS))
+    content, _ = committed(places.export("flow"))
+    found = [*content.rglob("*")]
+    inodes = {path.stat().st_ino: path for path in found}
+    expected = export_size([(TOKENS - 1) * CHANNELS, (TOKENS - 1) * CHANNELS, WIDTH], len(ALL), IMAGES)
+    assert expected.times(2).files == len(inodes)
+    tensors = sum(path.stat().st_size for path in inodes.values() if path.suffix == ".safetensors")
+    assert 0 <= tensors - 2 * 4 * IMAGES * (2 * (TOKENS - 1) * CHANNELS + WIDTH) < 6 * 200
+    planned = _plan(tmp_path / "plan", consumers=["point-e", "shap-e", "openshape"], runs=["flow"])
+    machine = machine_plan(planned, None)
+    (line,) = [line for line in machine.stored if line.what == "exports"]
+    assert line.to_come is not None
+    assert line.to_come.bytes == pytest.approx(32 * 4 * (16 * 96 + 64), rel=0.1)
