@@ -22,6 +22,10 @@ BATCHED = ("fetch", "extract", "convert")
 """Stages that commit tar by tar, so that a job goes on with what is missing."""
 
 
+ASKED_FOR = ("export",)
+"""Stages that rule `all` asks for beside the report, which does not read them."""
+
+
 class State(Enum):
     """How a job stands."""
 
@@ -31,7 +35,7 @@ class State(Enum):
 
 
 def job_states(jobs: Mapping[str, Job], *, wanted: str = "report") -> dict[str, State]:
-    """Return the state of every job, given that the result of job `wanted` is asked for."""
+    """Return the state of every job, given that the results of job `wanted` and of exports are asked for."""
     maker = {folder: job.name for job in jobs.values() for folder in job.folders}
     reads = {job.name: {maker[path] for path in job.inputs if path in maker} for job in jobs.values()}
     missing = {job.name for job in jobs.values() if not all(is_there(job, folder) for folder in job.folders)}
@@ -41,7 +45,8 @@ def job_states(jobs: Mapping[str, Job], *, wanted: str = "report") -> dict[str, 
         if job.name not in missing and not all(is_current(job, folder) for folder in job.folders)
     }
     lost = {name for name in missing if any(map(was_lost, jobs[name].folders))}
-    running = outdated | lost | ({wanted} & missing)
+    ends = {wanted, *(name for name, job in jobs.items() if job.spec.stage in ASKED_FOR)}
+    running = outdated | lost | (ends & missing)
     while True:
         asked_for = {name for job in running for name in reads[job] & missing}
         reached = {name for name in jobs if name not in missing and reads[name] & running}
