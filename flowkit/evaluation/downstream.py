@@ -4,7 +4,8 @@
 
 f is the consumer with the noise of image n in every term, and m(n) another image: the judged ones, in an order drawn
 once, each beside the next. 0: the consumer cannot tell; 1: a translation is as wrong as another image. The same images
-are judged for every run: evenly spaced ones, at most `MOST_IMAGES`. Knows no consumer: stages hand it one as a
+are judged for every run: evenly spaced ones, at most `MOST_IMAGES`; of an object with several views, the first view,
+because these consumers take one picture. Knows no consumer: stages hand it one as a
 function. Shapes: N images, T tokens with or without class token, D channels.
 """
 
@@ -37,6 +38,7 @@ class Downstream:
     keys: Sequence[str]
     has_class_token: bool
     seed: int = 0
+    views: int = 1
 
     @property
     def judged(self) -> Integers:
@@ -69,4 +71,5 @@ class Downstream:
         return np.concatenate(found).astype(np.float64)
 
     def _patches(self, tokens_NTD: Floats) -> Floats:
-        return tokens_NTD[:, 1:] if self.has_class_token else tokens_NTD
+        of_first_view = tokens_NTD[:, : tokens_NTD.shape[1] // self.views]
+        return of_first_view[:, 1:] if self.has_class_token else of_first_view

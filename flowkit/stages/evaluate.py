@@ -160,6 +160,7 @@ class Truth:
             self.keys,
             has_class_token=layout == "cls_patches",
             seed=self.settings["seed"],
+            views=self.views,
         )
 
     def score(self, predicted: Samples, noise: Sequence[Samples], *, is_deterministic: bool) -> Scored:

@@ -220,3 +220,15 @@ def test_what_cannot_be_judged_is_refused_before_anything_runs(weights: Path, tm
         _jobs(tmp_path, named, export={})
     with pytest.raises(ConfigError, match=r"evaluation\.consumer='point-e'"):
         _jobs(tmp_path, "point-e")
+
+
+def test_of_several_views_the_first_is_judged(true: Floats) -> None:
+    images, tokens, channels = true.shape
+    two = np.concatenate([true, true[::-1]], axis=1)
+    judge = Downstream(euclid, two, KEYS, has_class_token=True, views=2)
+    alone = Downstream(euclid, true, KEYS, has_class_token=True)
+    np.testing.assert_array_equal(judge.ratio(two + 1).numerator_N, alone.ratio(true + 1).numerator_N)
+    np.testing.assert_array_equal(judge.between_images, alone.between_images)
+    second_is_wrong = np.concatenate([true, np.zeros_like(true)], axis=1)
+    assert (judge.ratio(second_is_wrong).numerator_N == 0).all()
+    assert judge.true.shape == (images, 2 * tokens, channels)
