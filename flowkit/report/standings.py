@@ -165,7 +165,7 @@ def compare(entry: Entry, reference: Entry) -> Comparison | None:
 
 
 def comparisons(entry: Entry, candidates: Sequence[Entry]) -> list[Comparison]:
-    """Compare an entry with constant, ridge, regression and its namesake by view; itself and what is missing left out."""
+    """Compare an entry with constant, ridge, regression and its namesake by view, as far as they are others."""
     leading = {other.run: other for other in reversed(best_per_run(candidates))}
     names = (*REFERENCES, without_seed(entry.run) + BY_VIEW)
     found = [compare(entry, leading[name]) for name in names if name in leading and name != entry.run]
