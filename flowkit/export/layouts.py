@@ -2,9 +2,9 @@
 
 Numpy converts float16 number by number and writes the transposed result with a stride of one row, so each number
 touches a cache line of its own. Here a chunk is a few images; each is converted where it was read (vectorised), into a
-scratch of one image that stays in the cache and whose rows are 64 bytes longer than they need to be, so that a column
-does not fall into one set of the cache; then it is transposed in blocks. Shapes: B images, T patches, D channels, P
-embedding width.
+scratch of one image that stays in the cache and whose rows are 320 bytes longer than they need to be, so that a column
+does not fall into one set of the cache; then it is read column by column and written row by row. Shapes: B images, T
+patches, D channels, P embedding width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from flowkit.encoders.head import apply_head
 from flowkit.features.records import LARGEST_BITS, largest_bits
 
-PADDING = 16
+PADDING = 80
 """Numbers between the rows of the scratch."""
 Head = Mapping[str, torch.Tensor]
 
