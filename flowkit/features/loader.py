@@ -32,6 +32,7 @@ from flowkit.features.pairs import Rows, read_pairs
 from flowkit.features.prefetch import prefetched
 from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
+from flowkit.features.store_index import read_index
 from flowkit.progress import logger
 from flowkit.view_keys import object_and_view
 
@@ -68,7 +69,8 @@ class PairedTokens:
     ) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
-        sources, targets = ([TokenStore(path) for path in paths] for paths in (source_stores, target_stores))
+        index = read_index(pairs)
+        sources, targets = (index.open(paths) for paths in (source_stores, target_stores))
         for stores in (sources, targets):
             _demand_one_encoder(stores)
         rows = read_pairs(pairs, sources, targets)
@@ -311,12 +313,13 @@ def _demand_one_encoder(stores: Sequence[TokenStore]) -> None:
         raise StoreError("no feature stores were given, expected at least one; extract a shard first")
     kinds = [_kind(store) for store in stores]
     for store, kind in zip(stores, kinds, strict=True):
+        if kind == kinds[0]:
+            continue
         names = [name for name in sorted({*kind, *kinds[0]}) if kind.get(name) != kinds[0].get(name)]
-        if names:
-            raise StoreError(
-                f"{store.path} has {names[0]} = {kind.get(names[0])!r}, {stores[0].path} has "
-                f"{kinds[0].get(names[0])!r}; extract both with the same settings"
-            )
+        raise StoreError(
+            f"{store.path} has {names[0]} = {kind.get(names[0])!r}, {stores[0].path} has "
+            f"{kinds[0].get(names[0])!r}; extract both with the same settings"
+        )
     others = [store for store in stores if _decoder_version(store) != _decoder_version(stores[0])]
     if others:
         logger.warning(

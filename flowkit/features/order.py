@@ -112,10 +112,12 @@ def stable_argsort(keys: NDArray[np.uint64]) -> Ids:
     few keys that agree in all other bits are put right afterwards.
     """
     low = np.uint64((1 << len(keys).bit_length()) - 1)
-    packed = (keys & ~low) | np.arange(len(keys), dtype=np.uint64)
+    packed = keys & ~low
+    packed |= np.arange(len(keys), dtype=np.uint64)
     packed.sort()
-    ids = (packed & low).astype(np.int64)
     same = np.flatnonzero((packed[1:] ^ packed[:-1]) <= low)
+    packed &= low
+    ids = packed.view(np.int64)
     places = np.union1d(same, same + 1)
     unsure = ids[places]
     ids[places] = unsure[np.lexsort((unsure, keys[unsure]))]

@@ -1,6 +1,7 @@
 """Pairs: which row of which source store and which row of which target store show the same image.
 
-    pairs.parquet   sample, view, tar, source_row, target_row     integers, in tar order, then member order
+    pairs.parquet       sample, view, tar, source_row, target_row     integers, in tar order, then member order
+    pairs.stores.json   what is known of the stores, see store_index.py
 
 Rejects differ from encoder to encoder, so row i of one store is not row i of the other: rows are joined on
 the key inside each tar. `tar` counts the stores in the order in which they were given; the table's metadata
@@ -14,18 +15,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from flowkit.errors import StoreError
 from flowkit.features.store import TokenStore
+from flowkit.features.store_index import ROLES, IndexBuilder
 from flowkit.features.tables import write_parquet
 from flowkit.view_keys import object_and_view
 
@@ -78,7 +80,8 @@ class PairRows:
 
     def of_tars(self, chosen: range) -> PairRows:
         """Return the samples in the tars `chosen`, which follow each other; no row is copied."""
-        first, end = np.searchsorted(self.tar_NV[:, 0], (chosen.start, chosen.stop)) if chosen else (0, 0)
+        ends = np.array([chosen.start, chosen.stop], np.int32)  # of the same type, or all rows are converted
+        first, end = np.searchsorted(self.tar_NV[:, 0], ends) if chosen else (0, 0)
         part = slice(int(first), int(end))
         return PairRows(self.tar_NV[part], self.source_row_NV[part], self.target_row_NV[part])
 
@@ -89,39 +92,59 @@ class PairRows:
         )
 
 
-def merge_pairs(source_stores: Sequence[Path], target_stores: Sequence[Path], out: Path) -> PairCounts:
-    """Join the stores of two encoders, given in the same order of tars, and write the table to `out`.
+def merge_pairs(
+    source_stores: Sequence[Path],
+    target_stores: Sequence[Path],
+    out: Path,
+    *,
+    encoders: tuple[str | None, str | None] = (None, None),
+    advance: Callable[[], None] = lambda: None,
+) -> PairCounts:
+    """Join the stores of two encoders, given in the same order of tars; write the table to `out`, its index beside it.
 
-    Raises `StoreError` if the lists name different tars, stores have different numbers of views, a key occurs twice in
-    a store, or no pair is left.
+    One store of each side is open at a time. `encoders` names those that the sides must come from; `advance` is called
+    after every tar. Raises `StoreError` if the lists name different tars, stores are of another encoder or have
+    different numbers of views, a key occurs twice in a store, or no pair is left.
     """
-    sources, targets = (
-        [TokenStore(path) for path in source_stores],
-        [TokenStore(path) for path in target_stores],
-    )
-    check_same_tars(sources, targets)
-    views = _same_views([*sources, *targets])
-    tables, fell_out = [], Counter[str]()
-    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        joined, lost = _join(source, target)
-        if views > 1:
-            joined, fewer = _whole_objects(joined, views)
-            lost += fewer
-        tables.append(joined.drop(columns="key").assign(tar=number))
+    _check_same_number(source_stores, target_stores)
+    index, tars, parts, fell_out = IndexBuilder(), [], [], Counter[str]()
+    first: TokenStore | None = None
+    for number, paths in enumerate(zip(source_stores, target_stores, strict=True)):
+        source, target = (
+            TokenStore(path, encoder=encoder) for path, encoder in zip(paths, encoders, strict=True)
+        )
+        _check_same_tar(source, target)
+        first = first or source
+        views = _same_views(first, source, target)
+        rows, lost = _join(source, target, views)
+        parts.append(np.vstack([np.full(rows.shape[1], number, np.int32), rows]))
+        tars.append(_tar(source))
         fell_out.update(lost)
-    pairs = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if pairs.empty:
+        for role, store in zip(ROLES, (source, target), strict=True):
+            index.add(role, store)
+        advance()
+    images = sum(part.shape[1] for part in parts)
+    if first is None or not images:
         raise StoreError(
-            f"{out}: no image is in both the {len(sources)} source and the {len(targets)} target stores"
+            f"{out}: no image is in both the {len(source_stores)} source and the {len(target_stores)} target stores"
             f" (fell out: {dict(fell_out)}); look into their rejects tables"
         )
-    lines = np.arange(len(pairs))
-    pairs = pairs.assign(sample=lines // views, view=lines % views)
-    table = pa.Table.from_pandas(pairs[PAIRS_SCHEMA.names], schema=PAIRS_SCHEMA, preserve_index=False)
+    views = _views(first)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tars = json.dumps([_tar(store) for store in sources])
-    write_parquet(out, table.replace_schema_metadata({_TARS: tars, _VIEWS: str(views)}))
-    return PairCounts(len(pairs) // views, dict(sorted(fell_out.items())), views)
+    index.write(out)
+    write_parquet(out, _table(parts, images, views, tars))
+    return PairCounts(images // views, dict(sorted(fell_out.items())), views)
+
+
+def _table(parts: list[Rows], images: int, views: int, tars: Sequence[dict[str, object]]) -> pa.Table:
+    """The table of all images; empties `parts`, each [3, n]: tar, source row and target row of a tar's images."""
+    lines = np.arange(images)
+    columns = [lines // views, (lines % views).astype(np.int16)]
+    columns += [np.concatenate([part[row] for part in parts]) for row in range(len(ROW_COLUMNS))]
+    parts.clear()
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, PAIRS_SCHEMA, strict=True)]
+    metadata = {_TARS: json.dumps(tars), _VIEWS: str(views)}
+    return pa.Table.from_arrays(arrays, schema=PAIRS_SCHEMA.with_metadata(metadata))
 
 
 def read_pairs(path: Path, sources: Sequence[TokenStore], targets: Sequence[TokenStore]) -> PairRows:
@@ -163,27 +186,57 @@ def _column(file: pq.ParquetFile, name: str) -> Rows:
 
 def check_same_tars(sources: Sequence[TokenStore], targets: Sequence[TokenStore]) -> None:
     """Raise `StoreError` unless both lists hold stores of the same tars in the same order."""
+    _check_same_number(sources, targets)
+    for source, target in zip(sources, targets, strict=True):
+        _check_same_tar(source, target)
+
+
+def _check_same_number(sources: Sequence[object], targets: Sequence[object]) -> None:
     if len(sources) != len(targets):
         raise StoreError(
             f"{len(sources)} source stores and {len(targets)} target stores; pass one of each per tar"
         )
-    for source, target in zip(sources, targets, strict=True):
-        if _tar(source) != _tar(target):
-            raise StoreError(
-                f"{source.path} is of the tar {_tar(source)}, {target.path} of {_tar(target)}; "
-                "pass the stores in the same order, and extract both from the same tar"
-            )
 
 
-def _join(source: TokenStore, target: TokenStore) -> tuple[pd.DataFrame, Counter[str]]:
-    """The joined rows of one tar, and why its other keys fell out."""
-    left, right = _rows_by_key(source, "source_row"), _rows_by_key(target, "target_row")
-    joined = left.merge(right, on="key", how="inner", validate="one_to_one").sort_values("source_row")
+def _check_same_tar(source: TokenStore, target: TokenStore) -> None:
+    if _tar(source) != _tar(target):
+        raise StoreError(
+            f"{source.path} is of the tar {_tar(source)}, {target.path} of {_tar(target)}; "
+            "pass the stores in the same order, and extract both from the same tar"
+        )
+
+
+def _join(source: TokenStore, target: TokenStore, views: int) -> tuple[Rows, Counter[str]]:
+    """Rows of both stores [2, n] of the images of one tar that are in both, and why its other keys fell out."""
+    keys, target_keys = _keys(source), _keys(target)
+    place = pc.index_in(keys, value_set=target_keys)
+    source_row = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+    rows = np.vstack([source_row, place.drop_null().to_numpy()]).astype(np.int32)
+    lost = _lost(source, target, keys, target_keys, rows)
+    if views > 1:
+        whole, fewer = _whole_objects(keys.take(pa.array(source_row)).to_pylist(), views)
+        return rows[:, whole], lost + fewer
+    return rows, lost
+
+
+def _lost(
+    source: TokenStore, target: TokenStore, keys: pa.Array, target_keys: pa.Array, rows: Rows
+) -> Counter[str]:
+    """Why keys of a tar are in no pair."""
     refused = _reasons(source), _reasons(target)
-    seen = set(left["key"]).union(right["key"], *refused)
-    in_target = set(right["key"])
-    lost = Counter(_why(key, *refused, in_target=key in in_target) for key in seen.difference(joined["key"]))
-    return joined[["key", "source_row", "target_row"]], lost
+    alone = [
+        np.delete(np.arange(len(side)), joined)
+        for side, joined in zip((keys, target_keys), rows, strict=True)
+    ]
+    only = [
+        set(side.take(pa.array(at)).to_pylist()) for side, at in zip((keys, target_keys), alone, strict=True)
+    ]
+    kept_by_none = [*{*refused[0], *refused[1]}]
+    for side in (keys, target_keys):
+        is_kept = pc.is_in(pa.array(kept_by_none, pa.string()), value_set=side).to_pylist()
+        kept_by_none = [key for key, kept in zip(kept_by_none, is_kept, strict=True) if not kept]
+    found = only[0].union(only[1], kept_by_none)
+    return Counter(_why(key, *refused, in_target=key in only[1]) for key in found)
 
 
 def _why(key: str, source: dict[str, str], target: dict[str, str], *, in_target: bool) -> str:
@@ -197,16 +250,20 @@ def _why(key: str, source: dict[str, str], target: dict[str, str], *, in_target:
     return "source: not in the store" if in_target else "target: not in the store"
 
 
-def _rows_by_key(store: TokenStore, column: str) -> pd.DataFrame:
-    rows = store.samples[["key", "row"]].rename(columns={"row": column})
-    twice = rows["key"][rows["key"].duplicated()]
-    if len(twice):
-        raise StoreError(f"{store.path} holds the key {twice.iloc[0]!r} twice; give each sample its own key")
-    return rows
+def _keys(store: TokenStore) -> pa.Array:
+    """The keys of a store, in the order of its records."""
+    keys = store.column("key")
+    if len(keys.unique()) < len(keys):
+        counts = pc.value_counts(keys)
+        twice = next(one["values"].as_py() for one in counts if one["counts"].as_py() > 1)
+        raise StoreError(f"{store.path} holds the key {twice!r} twice; give each sample its own key")
+    return keys
 
 
 def _reasons(store: TokenStore) -> dict[str, str]:
     """Key -> class of the reason, which is its part before the first colon."""
+    if not store.attributes["counts"]["rejects"]:
+        return {}
     classes: Iterable[str] = (reason.partition(":")[0] for reason in store.rejects["reason"])
     return dict(zip(store.rejects["key"], classes, strict=True))
 
@@ -223,34 +280,41 @@ def _names(tars: Sequence[dict[str, object]]) -> list[object]:
 def _check_rows(path: Path, column: str, tar_NV: Rows, row_NV: Rows, stores: Sequence[TokenStore]) -> None:
     lengths = np.array([len(store) for store in stores], np.int32)
     tars, rows = tar_NV.reshape(-1), row_NV.reshape(-1)
-    beyond = np.flatnonzero(rows >= lengths[tars])
-    if len(beyond):
-        line = int(beyond[0])
-        store = stores[int(tars[line])]
-        raise StoreError(
-            f"{path}: line {line} asks for {column} {int(rows[line])} of {store.path}, "
-            f"which has {len(store)}; {REMEDY}"
-        )
+    starts = np.flatnonzero(np.diff(tars, prepend=-1))
+    largest = np.maximum.reduceat(rows, starts) if len(starts) else rows
+    if (largest < lengths[tars[starts]]).all():
+        return
+    line = int(np.argmax(rows >= lengths[tars]))
+    store = stores[int(tars[line])]
+    raise StoreError(
+        f"{path}: line {line} asks for {column} {int(rows[line])} of {store.path}, "
+        f"which has {len(store)}; {REMEDY}"
+    )
 
 
-def _same_views(stores: Sequence[TokenStore]) -> int:
+def _views(store: TokenStore) -> int:
+    return int(store.attributes.get("views", 1))
+
+
+def _same_views(first: TokenStore, *stores: TokenStore) -> int:
     """How many views the objects of all stores have."""
-    found = [int(store.attributes.get("views", 1)) for store in stores]
-    for store, views in zip(stores, found, strict=True):
-        if views != found[0]:
+    for store in stores:
+        if _views(store) != _views(first):
             raise StoreError(
-                f"{store.path} is of objects with {views} view(s), {stores[0].path} of such with {found[0]}; "
-                "extract both with the same `views` of the data set"
+                f"{store.path} is of objects with {_views(store)} view(s), {first.path} of such with "
+                f"{_views(first)}; extract both with the same `views` of the data set"
             )
-    return found[0] if found else 1
+    return _views(first)
 
 
-def _whole_objects(joined: pd.DataFrame, views: int) -> tuple[pd.DataFrame, Counter[str]]:
-    """The lines of objects of which all views were joined, view by view, and how many others there are."""
-    parts = [object_and_view(key) for key in joined["key"]]
-    frame = joined.assign(object=[name for name, _ in parts], view=[view for _, view in parts])
-    first = frame.groupby("object")["source_row"].transform("min")
-    frame = frame.assign(first=first).sort_values(["first", "view"])
-    is_whole = frame.groupby("object")["view"].transform("size") == views
-    lost = int((~is_whole).sum())
-    return frame.loc[is_whole, joined.columns], Counter({FEWER_VIEWS: lost} if lost else {})
+def _whole_objects(keys: Sequence[str], views: int) -> tuple[NDArray[np.integer], Counter[str]]:
+    """The places in `keys` of objects of which all views are there, view by view, and how many other keys there are."""
+    places: dict[str, dict[int, int]] = {}
+    for place, key in enumerate(keys):
+        name, view = object_and_view(key)
+        places.setdefault(name, {})[view] = place
+    whole = [
+        by_view[view] for by_view in places.values() if len(by_view) == views for view in sorted(by_view)
+    ]
+    lost = len(keys) - len(whole)
+    return np.array(whole, np.int64), Counter({FEWER_VIEWS: lost} if lost else {})

@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 import resource
+import stat
 import threading
 import weakref
 from collections import OrderedDict
@@ -104,6 +105,23 @@ def largest_bits(halves: HalfArray) -> int:
     return max(negative, int(halves.view(np.int16).max()))
 
 
+def check_size(path: Path, layout: RecordLayout, count: int) -> None:
+    """Raise `StoreError` unless the file `path` exists and has exactly the size of `count` records."""
+    expected = layout.file_bytes(count)
+    if not expected:
+        return
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{path} is missing, expected {expected} bytes; {REMEDY}")
+    if found.st_size != expected:
+        raise StoreError(
+            f"{path} has {found.st_size} bytes, expected {expected} for {count} samples; {REMEDY}"
+        )
+
+
 class RecordReader:
     """Reads records of one finished file; safe to use from several threads.
 
@@ -118,16 +136,7 @@ class RecordReader:
 
     def check_size(self) -> None:
         """Raise `StoreError` unless the file exists and has exactly the size of `count` records."""
-        expected = self.layout.file_bytes(self.count)
-        if not expected:
-            return
-        if not self.path.is_file():
-            raise StoreError(f"{self.path} is missing, expected {expected} bytes; {REMEDY}")
-        found = self.path.stat().st_size
-        if found != expected:
-            raise StoreError(
-                f"{self.path} has {found} bytes, expected {expected} for {self.count} samples; {REMEDY}"
-            )
+        check_size(self.path, self.layout, self.count)
 
     def read(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Records `rows` as [n, *shape] of the layout's type; each checksum is verified.

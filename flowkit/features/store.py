@@ -13,9 +13,10 @@ the slow reference. A store may hold its tokens as int8 (int8.py): it reads as f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,7 @@ from flowkit.features.records import (
     RecordLayout,
     RecordReader,
     Rows,
+    check_size,
     largest_bits,
 )
 from flowkit.provenance import file_digest
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from flowkit.features.quantisation import QuantisedReader
 
 STORAGES = ("float16", "int8")
+UNFINISHED = "this store is not finished: run the extraction of its tar"
 
 VERIFY_RECORDS_AT_ONCE = 64
 """Records that `verify` holds in memory; 256 tokens of width 4096 make 2 MiB each."""
@@ -66,16 +69,27 @@ class TokenStore:
     def __init__(self, path: Path, *, encoder: str | None = None) -> None:
         self.path = Path(path)
         self.attributes, self.table_digests = read_group(
-            self.path / DOCUMENT,
-            unfinished="this store is not finished: run the extraction of its tar",
-            remedy=REMEDY,
+            self.path / DOCUMENT, unfinished=UNFINISHED, remedy=REMEDY
         )
         if encoder is not None and self.attributes.get("encoder") != encoder:
             found = self.attributes.get("encoder")
             raise StoreError(f"{self.path} holds tokens of {found!r}, expected {encoder!r}; {REMEDY}")
-        self._records = {name: self._open_array(name, layout) for name, layout in self._layouts().items()}
-        self._arrays = self._open_values()
+        for name, layout in self._layouts().items():
+            self._check_document(name, layout)
+        self._check_sizes()
         self._check_table_lengths()
+
+    @classmethod
+    def known(cls, path: Path, attributes: Mapping[str, Any], table_digests: Mapping[str, str]) -> TokenStore:
+        """A store whose group document was found to be one that was read and checked before (store_index.py).
+
+        Its tables and arrays are opened when they are asked for; now, the files of the arrays must have their sizes.
+        Raises `StoreError` naming the file that is missing or has not.
+        """
+        store = cls.__new__(cls)
+        store.path, store.attributes, store.table_digests = path, dict(attributes), dict(table_digests)
+        store._check_sizes()
+        return store
 
     def __len__(self) -> int:
         """The number of samples, rejects not counted."""
@@ -103,6 +117,19 @@ class TokenStore:
         return bool(self.attributes.get("has_cls", False))
 
     @cached_property
+    def _records(self) -> dict[str, RecordReader]:
+        """Readers of the arrays as they lie on disk."""
+        return {
+            name: RecordReader(data_file(self.path, name), layout, self._count(name))
+            for name, layout in self._layouts().items()
+        }
+
+    @cached_property
+    def _arrays(self) -> dict[str, RecordReader | QuantisedReader]:
+        """Readers of the arrays that the attributes name, which give float16."""
+        return self._open_values()
+
+    @cached_property
     def samples(self) -> pd.DataFrame:
         """The sample table (tables.py), one line per record, in record order."""
         return self._table(tables.SAMPLES_FILE, tables.SAMPLES_SCHEMA)
@@ -111,6 +138,11 @@ class TokenStore:
     def rejects(self) -> pd.DataFrame:
         """The table of refused samples (tables.py)."""
         return self._table(tables.REJECTS_FILE, tables.REJECTS_SCHEMA)
+
+    def column(self, name: str) -> pa.Array:
+        """One column of the sample table (tables.py), in record order; nothing of it is kept."""
+        path, digest = self.path / tables.SAMPLES_FILE, self.table_digests.get(tables.SAMPLES_FILE)
+        return tables.read_column(path, tables.SAMPLES_SCHEMA, name, REMEDY, sha256=digest)
 
     def array(self, name: str) -> RecordReader | QuantisedReader:
         """The reader of the array `name`, "tokens" or "pooled", which gives float16."""
@@ -217,16 +249,20 @@ class TokenStore:
             layouts[CHANNELS] = RecordLayout((channels,), "float32")
         return layouts
 
-    def _open_array(self, name: str, layout: RecordLayout) -> RecordReader:
-        document, count = self.path / name / DOCUMENT, 2 if name == CHANNELS else len(self)
+    def _count(self, name: str) -> int:
+        return 2 if name == CHANNELS else len(self)
+
+    def _check_document(self, name: str, layout: RecordLayout) -> None:
+        document, count = self.path / name / DOCUMENT, self._count(name)
         if read_document(document, REMEDY) != array_document(name, count, layout):
             raise StoreError(
                 f"{document} does not describe {count} samples of shape {list(layout.shape)} "
                 f"in the layout of a token store; {REMEDY}"
             )
-        reader = RecordReader(data_file(self.path, name), layout, count)
-        reader.check_size()
-        return reader
+
+    def _check_sizes(self) -> None:
+        for name, layout in self._layouts().items():
+            check_size(data_file(self.path, name), layout, self._count(name))
 
     def _open_values(self) -> dict[str, RecordReader | QuantisedReader]:
         values: dict[str, RecordReader | QuantisedReader] = {

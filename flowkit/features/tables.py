@@ -81,16 +81,29 @@ def write_rejects(path: Path, rows: Sequence[RejectRow]) -> str:
 
 def read_table(path: Path, schema: pa.Schema, remedy: str, *, sha256: str | None) -> pd.DataFrame:
     """The table in `path`; `StoreError` with `remedy` if it is missing, not that of `sha256`, or has other columns."""
+    return _read(path, schema, None, remedy, sha256).to_pandas()
+
+
+def read_column(path: Path, schema: pa.Schema, name: str, remedy: str, *, sha256: str | None) -> pa.Array:
+    """One column of the table in `path`, without making Python objects of it; errors as of `read_table`."""
+    return _read(path, schema, [name], remedy, sha256).column(name).combine_chunks()
+
+
+def _read(
+    path: Path, schema: pa.Schema, columns: list[str] | None, remedy: str, sha256: str | None
+) -> pa.Table:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise StoreError(f"{path} does not match its checksum; {remedy}")
-        table = pq.read_table(pa.BufferReader(content))
+        file = pq.ParquetFile(pa.BufferReader(content))
+        names = file.schema_arrow.names
+        table = file.read(columns) if names == schema.names else None
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read as parquet ({_first_line(error)}); {remedy}") from error
-    if table.schema.names != schema.names:
-        raise StoreError(f"{path} has the columns {table.schema.names}, expected {schema.names}; {remedy}")
-    return table.to_pandas()
+    if table is None:
+        raise StoreError(f"{path} has the columns {names}, expected {schema.names}; {remedy}")
+    return table
 
 
 def count_rows(path: Path, remedy: str) -> int:

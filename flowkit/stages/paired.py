@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from flowkit.features.loader import PairedTokens
+from flowkit.features.store_index import read_index
 from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
 
 
 def stores_of(spec: Spec, dataset: str, encoder_id: str) -> list[Path]:
-    """Return the committed stores of a data set in tar order."""
-    _, manifest = committed(spec.places.pairs(dataset, spec.target["source"], spec.target["target"]))
-    return [committed(spec.places.store(dataset, encoder_id, tar))[0] for tar in manifest["counts"]["tars"]]
+    """Return the stores of a data set that its pairs were made of, in tar order.
+
+    They stand in the index of the pairs: thousands of manifests need not be read.
+    """
+    source, target = spec.target["source"], spec.target["target"]
+    content, manifest = committed(spec.places.pairs(dataset, source, target))
+    names = read_index(content / PAIRS).names["source" if encoder_id == source else "target"]
+    tars = manifest["counts"]["tars"]
+    return [spec.places.store(dataset, encoder_id, tar) / name for tar, name in zip(tars, names, strict=True)]
 
 
 def open_pairs(

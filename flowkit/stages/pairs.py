@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from flowkit.features.pairs import merge_pairs
-from flowkit.features.store import TokenStore
 from flowkit.paths import PAIRS
+from flowkit.progress import Progress
 from flowkit.provenance import digest_of
 from flowkit.stages.session import Spec, committed, open_session
 
 
 def run(spec: Spec) -> None:
-    """Commit `pairs.parquet` for `target.dataset`, source and target encoder."""
+    """Commit `pairs.parquet` and its index of stores for `target.dataset`, source and target encoder."""
     dataset, source, target = (spec.target[key] for key in ("dataset", "source", "target"))
     tars = spec.target["tars"].split(",")
     stores = [[spec.places.store(dataset, encoder, tar) for tar in tars] for encoder in (source, target)]
@@ -25,11 +25,11 @@ def run(spec: Spec) -> None:
         if session.is_done:
             return
         contents = [[committed(store)[0] for store in side] for side in stores]
-        for role, side in zip(("source", "target"), contents, strict=True):
-            for store in side:
-                TokenStore(
-                    store, encoder=spec.values["encoders"][role]["name"]
-                )  # refuses a store of another one
-        counts = merge_pairs(contents[0], contents[1], session.work / PAIRS)
+        encoders = (spec.values["encoders"]["source"]["name"], spec.values["encoders"]["target"]["name"])
+        progress = Progress(f"pairs {dataset}", len(tars), "tar")
+        counts = merge_pairs(
+            contents[0], contents[1], session.work / PAIRS, encoders=encoders, advance=progress.advance
+        )
+        progress.close()
         digests = [[path.name for path in side] for side in contents]
         session.commit({**asdict(counts), "tars": tars, "stores": digest_of(digests)})
