@@ -20,8 +20,7 @@ from flowkit.paths import Places
 from flowkit.runtime import keep_others_from_writing, prefer_this_python
 from flowkit.slurm.failures import Failures
 from flowkit.slurm.job_requests import JobRequests
-from flowkit.stages.jobs import pack_spec
-from flowkit.stages.session import hide_other_values, was_lost
+from flowkit.stages.jobs import made_otherwise, pack_spec
 from flowkit.stages.specs import Plan
 
 prefer_this_python()
@@ -67,13 +66,7 @@ def jobs_of_run(job):
 try:
     PLAN, REQUESTS = load_plan(config)
     JOBS = PLAN.jobs
-    # Snakemake makes no missing file anew that only finished rules read, so `all` asks for the hidden and the lost ones
-    MADE_OTHERWISE = [
-        manifest
-        for job in JOBS.values()
-        for folder, manifest in zip(job.folders, job.manifests)
-        if hide_other_values(folder, job.tracked) or was_lost(folder)
-    ]
+    MADE_OTHERWISE = made_otherwise(JOBS.values())
 except FlowkitError as error:
     raise WorkflowError(str(error))
 

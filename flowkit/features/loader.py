@@ -32,7 +32,7 @@ from flowkit.features.pairs import Rows, read_pairs
 from flowkit.features.prefetch import prefetched
 from flowkit.features.ring import Buffers, Ring, build_ring, half_buffer
 from flowkit.features.store import TokenStore
-from flowkit.features.store_index import read_index
+from flowkit.features.store_index import StoreIndex, read_index
 from flowkit.progress import logger
 from flowkit.view_keys import object_and_view
 
@@ -52,8 +52,9 @@ class PairedTokens:
     `layout` is "cls_patches" (class token and patches), "patches" (no class token) or "pooled" (one vector of each
     view). With `source_tokens` "cls" the source's class token stands in the place of all tokens of its view, so nothing
     of the patches is seen. With `by_view` every view is a sample of its own. The stores are those from which `pairs`
-    was made, in the same order. Raises `StoreError` if they are not, if stores of one side come from different
-    encoders, or if "cls_patches" is asked of stores without a class token.
+    was made, in the same order, or conversions of them; `index` is the index of `pairs`, if it was read before. Raises
+    `StoreError` if they are not, if stores of one side come from different encoders, or if "cls_patches" is asked of
+    stores without a class token.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class PairedTokens:
         *,
         source_tokens: SourceTokens = "all",
         by_view: bool = False,
+        index: StoreIndex | None = None,
     ) -> None:
         if layout not in get_args(Layout):
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(get_args(Layout))}")
-        index = read_index(pairs)
+        index = index or read_index(pairs)
         sources, targets = (index.open(paths) for paths in (source_stores, target_stores))
         for stores in (sources, targets):
             _demand_one_encoder(stores)

@@ -33,11 +33,13 @@ _DIMENSIONS = {
     TOKENS_SCALE: ["sample", "token"],
     CHANNELS: ["moment", "channel"],
 }
+CHUNKS = {array: f"{array}/{'.'.join(['c', *['0'] * len(names)])}" for array, names in _DIMENSIONS.items()}
+"""The one chunk file of each array, below the store."""
 
 
 def data_file(store: Path, array: str) -> Path:
     """The one chunk file of `array`: `tokens/c.0.0.0` or `pooled/c.0.0`."""
-    return store / array / ".".join(["c", *["0"] * len(_DIMENSIONS[array])])
+    return store / CHUNKS[array]
 
 
 def array_document(array: str, count: int, layout: RecordLayout) -> dict[str, Any]:

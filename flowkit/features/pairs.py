@@ -166,7 +166,8 @@ def read_pairs(path: Path, sources: Sequence[TokenStore], targets: Sequence[Toke
             f"{path} joins the tars {_names(expected)}, the stores are of {_names(found)}; {REMEDY}"
         )
     views = int(metadata[_VIEWS])
-    if (np.diff(columns[0]) < 0).any():
+    tar = columns[0]
+    if (tar[1:] < tar[:-1]).any():
         raise StoreError(f"{path} is not in the order of its tars; {REMEDY}")
     rows = PairRows(*(column.reshape(-1, views) for column in columns))
     _check_rows(path, "source_row", rows.tar_NV, rows.source_row_NV, sources)
@@ -280,9 +281,9 @@ def _names(tars: Sequence[dict[str, object]]) -> list[object]:
 def _check_rows(path: Path, column: str, tar_NV: Rows, row_NV: Rows, stores: Sequence[TokenStore]) -> None:
     lengths = np.array([len(store) for store in stores], np.int32)
     tars, rows = tar_NV.reshape(-1), row_NV.reshape(-1)
-    starts = np.flatnonzero(np.diff(tars, prepend=-1))
-    largest = np.maximum.reduceat(rows, starts) if len(starts) else rows
-    if (largest < lengths[tars[starts]]).all():
+    starts = np.searchsorted(tars, np.arange(len(stores) + 1, dtype=np.int32))
+    used = np.flatnonzero(starts[1:] > starts[:-1])
+    if (np.maximum.reduceat(rows, starts[used]) < lengths[used]).all():
         return
     line = int(np.argmax(rows >= lengths[tars]))
     store = stores[int(tars[line])]

@@ -105,7 +105,7 @@ def largest_bits(halves: HalfArray) -> int:
     return max(negative, int(halves.view(np.int16).max()))
 
 
-def check_size(path: Path, layout: RecordLayout, count: int) -> None:
+def check_size(path: Path | str, layout: RecordLayout, count: int) -> None:
     """Raise `StoreError` unless the file `path` exists and has exactly the size of `count` records."""
     expected = layout.file_bytes(count)
     if not expected:

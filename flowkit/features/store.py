@@ -26,6 +26,7 @@ from flowkit.errors import StoreError
 from flowkit.features import tables
 from flowkit.features.metadata import (
     CHANNELS,
+    CHUNKS,
     DOCUMENT,
     POOLED,
     TOKENS,
@@ -262,7 +263,7 @@ class TokenStore:
 
     def _check_sizes(self) -> None:
         for name, layout in self._layouts().items():
-            check_size(data_file(self.path, name), layout, self._count(name))
+            check_size(f"{self.path}/{CHUNKS[name]}", layout, self._count(name))
 
     def _open_values(self) -> dict[str, RecordReader | QuantisedReader]:
         values: dict[str, RecordReader | QuantisedReader] = {

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,6 @@ from flowkit.features.stream import disk_errors
 
 OF_ONE_STORE = ("source", "counts")
 """Attributes in which the stores of one encoder differ."""
-READERS = 8
-"""Threads that look at stores: on a network file system each look is a wait."""
-STORES_AT_ONCE = 64
 ROLES = ("source", "target")
 
 
@@ -42,14 +38,11 @@ class StoreIndex:
 
     def open(self, paths: Sequence[Path]) -> list[TokenStore]:
         """The stores in `paths`; raises `StoreError` for one that is missing, damaged or unfinished."""
-        parts = [paths[start : start + STORES_AT_ONCE] for start in range(0, len(paths), STORES_AT_ONCE)]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="open") as pool:
-            found = list(pool.map(lambda part: [self._open(path) for path in part], parts))
-        return [store for part in found for store in part]
-
-    def _open(self, path: Path) -> TokenStore:
-        known = self.known.get(document_digest(path))
-        return TokenStore(path) if known is None else TokenStore.known(path, *known)
+        known = [self.known.get(document_digest(path)) for path in paths]
+        return [
+            TokenStore(path) if facts is None else TokenStore.known(path, *facts)
+            for path, facts in zip(paths, known, strict=True)
+        ]
 
 
 def index_file(pairs: Path) -> Path:
@@ -60,7 +53,8 @@ def index_file(pairs: Path) -> Path:
 def document_digest(store: Path) -> str:
     """SHA-256 of the group document of a store; empty if there is none."""
     try:
-        return hashlib.sha256((store / DOCUMENT).read_bytes()).hexdigest()
+        with open(f"{store}/{DOCUMENT}", "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return ""
 

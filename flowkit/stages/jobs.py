@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowkit.config import leaves
 from flowkit.paths import MANIFEST
-from flowkit.stages.session import Spec
+from flowkit.stages.session import Spec, hide_other_values, was_lost
 
 STAGES = {
     "fetch": "Fetch the tars or archives of a data set from the network; goes on where it was stopped.",
@@ -70,6 +71,22 @@ class Job:
     def declared_inputs(self) -> list[str]:
         """Manifests of the results that are read, and files that the user brought."""
         return [*(str(folder / MANIFEST) for folder in self.inputs), *map(str, self.files)]
+
+
+def made_otherwise(jobs: Iterable[Job]) -> list[str]:
+    """Return the manifests of results that are hidden, because they were made by hand from other values, or lost.
+
+    Snakemake makes no missing file anew that only finished rules read, so these must be asked for.
+    """
+    found = []
+    for job in jobs:
+        tracked = job.tracked
+        found += [
+            manifest
+            for folder, manifest in zip(job.folders, job.manifests, strict=True)
+            if hide_other_values(folder, tracked) or was_lost(folder)
+        ]
+    return found
 
 
 def pack_spec(text: str, *, most: int = ARGUMENT_LETTERS) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowkit.features.loader import PairedTokens
-from flowkit.features.store_index import read_index
+from flowkit.features.store_index import StoreIndex, read_index
 from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
 
@@ -17,10 +17,16 @@ def stores_of(spec: Spec, dataset: str, encoder_id: str) -> list[Path]:
 
     They stand in the index of the pairs: thousands of manifests need not be read.
     """
-    source, target = spec.target["source"], spec.target["target"]
-    content, manifest = committed(spec.places.pairs(dataset, source, target))
-    names = read_index(content / PAIRS).names["source" if encoder_id == source else "target"]
-    tars = manifest["counts"]["tars"]
+    content, manifest = committed(_pairs_of(spec, dataset))
+    return _stores(spec, dataset, encoder_id, read_index(content / PAIRS), manifest["counts"]["tars"])
+
+
+def _pairs_of(spec: Spec, dataset: str) -> Path:
+    return spec.places.pairs(dataset, spec.target["source"], spec.target["target"])
+
+
+def _stores(spec: Spec, dataset: str, encoder_id: str, index: StoreIndex, tars: Sequence[str]) -> list[Path]:
+    names = index.names["source" if encoder_id == spec.target["source"] else "target"]
     return [spec.places.store(dataset, encoder_id, tar) / name for tar, name in zip(tars, names, strict=True)]
 
 
@@ -37,9 +43,12 @@ def open_pairs(
     Layout and source tokens are those of the configuration, or of `data` for a stage that does not see them. With
     `by_view`, every view of an object is a sample of its own.
     """
-    source, target = spec.target["source"], spec.target["target"]
-    content, _ = committed(spec.places.pairs(dataset, source, target))
-    sources, targets = stores_of(spec, dataset, source), stores_of(spec, dataset, target)
+    content, manifest = committed(_pairs_of(spec, dataset))
+    index = read_index(content / PAIRS)
+    sources, targets = (
+        _stores(spec, dataset, spec.target[role], index, manifest["counts"]["tars"])
+        for role in ("source", "target")
+    )
     data = spec.values["data"] if data is None else data
     return PairedTokens(
         content / PAIRS,
@@ -49,6 +58,7 @@ def open_pairs(
         source_tokens=data["source_tokens"],
         tars=tars,
         by_view=by_view,
+        index=index,
     )
 
 

@@ -31,6 +31,8 @@ from flowkit.provenance import RunRecord, digest_of, file_digest, folder_digests
 from flowkit.runtime import exclusive
 
 SCHEMA = 1
+NOT_BY_HAND = b'"by_hand": []'
+"""How the record of a result that Snakemake asked for says so."""
 HIDDEN_MANIFEST = f"other-values-{MANIFEST}"
 KEPT_GENERATIONS = 2
 LOCK_WAIT_SECONDS = 20.0
@@ -195,18 +197,26 @@ def hide_other_values(folder: Path, tracked: Sequence[str]) -> bool:
             shown.replace(hidden)
     elif will_be_shown_again(folder, tracked):
         hidden.replace(shown)
-    return hidden.is_file() and not shown.exists()
+    return _is_hidden(folder)
 
 
 def will_be_shown_again(folder: Path, tracked: Sequence[str]) -> bool:
     """Whether a result is hidden and was made from the values that are asked for now."""
-    is_hidden = (folder / HIDDEN_MANIFEST).is_file() and not (folder / MANIFEST).exists()
-    return is_hidden and _made_by_hand_from(folder) == set(tracked)
+    return _is_hidden(folder) and _made_by_hand_from(folder) == set(tracked)
+
+
+def _is_hidden(folder: Path) -> bool:
+    return os.path.isfile(f"{folder}/{HIDDEN_MANIFEST}") and not os.path.exists(f"{folder}/{MANIFEST}")
 
 
 def _made_by_hand_from(folder: Path) -> set[str]:
     record = folder / RUN_RECORD
-    return set(read_json(record).get("by_hand", [])) if record.is_file() else set()
+    try:
+        content = record.read_bytes()
+    except FileNotFoundError:
+        return set()
+    # true of nearly all: parsing thousands of records takes seconds
+    return set() if NOT_BY_HAND in content else set(read_json(record).get("by_hand", []))
 
 
 def was_lost(folder: Path) -> bool:
