@@ -200,18 +200,22 @@ def plan_machine(
     profile: ProfileOption = None,
     results: ResultsOption = None,
     data_root: DataRootOption = None,
+    images: Annotated[
+        str | None, typer.Option(help="As if the training set had so many images: 5M, 500M, 120k, 7828.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Numbers for programs instead of text.")] = False,
 ) -> None:
     """Say before anything is submitted what would run and what it takes: storage, jobs, hours, SBU, reading.
 
-    The exit code is 1 if a quota is exceeded or a job asks for what no node has.
+    With --images: what that many images would take, whether or not they are there, and what to do about it. The exit
+    code is 1 if a quota is exceeded or a job asks for what no node has.
     """
-    from flowkit.planning.plan import machine_plan
-    from flowkit.planning.plan_text import plan_lines
+    from flowkit.planning import commands
 
-    planned = machine_plan(_plan(config, overrides, profile, results, data_root), profile)
-    for line in plan_lines(planned):
-        typer.echo(line)
-    if any(warned.is_grave for warned in planned.warnings):
+    plan = _plan(config, overrides, profile, results, data_root)
+    said = commands.plan(plan, profile) if images is None else commands.plan_of_images(plan, profile, images)
+    typer.echo(json.dumps(said.document, indent=1, default=str) if as_json else "\n".join(said.lines))
+    if not said.fits:
         raise typer.Exit(1)
 
 

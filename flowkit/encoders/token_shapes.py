@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowkit.encoders.eva_names import named_tower
 from flowkit.encoders.names import split_name
@@ -49,26 +50,33 @@ def encoder_shape(name: str) -> EncoderShape:
         side = tower.image_pixels // tower.patch_pixels
         published = 0 if parts.path else PUBLISHED_BYTES[parts.model]
         return EncoderShape(side**2 + 1, tower.width, tower.pooled_width, (side, side), published)
-    return _open_clip_shape(name, parts.model, parts.path)
+    return _open_clip_shape(name, parts.path)
 
 
-def _open_clip_shape(name: str, model_name: str, brought: Path | None) -> EncoderShape:
+def model_without_memory(name: str) -> Any:
+    """Return the open_clip model that `name` means, on no device; raises `EncoderError` if it cannot be built."""
     import open_clip
     import torch
+
+    try:
+        with torch.device("meta"), _quiet():
+            return open_clip.create_model(split_name(name).model, device="meta")
+    except (RuntimeError, ValueError, OSError) as fault:
+        raise EncoderError(
+            f"encoder {name!r}: its shape is not to be had ({str(fault).splitlines()[0]}); "
+            "take a model that open_clip brings along"
+        ) from fault
+
+
+def _open_clip_shape(name: str, brought: Path | None) -> EncoderShape:
+    import open_clip
     from open_clip.transform import PreprocessCfg
 
     from flowkit.encoders.open_clip_encoder import OpenClipEncoder
     from flowkit.encoders.open_clip_names import named_weights
 
     named_weights(name)
-    try:
-        with torch.device("meta"), _quiet():
-            model = open_clip.create_model(model_name, device="meta")
-    except (RuntimeError, ValueError, OSError) as fault:
-        raise EncoderError(
-            f"encoder {name!r}: its shape is not to be had ({str(fault).splitlines()[0]}); "
-            "take a model that open_clip brings along"
-        ) from fault
+    model = model_without_memory(name)
     encoder = OpenClipEncoder(
         name, model, preprocessing=PreprocessCfg(), tokenizer=open_clip.SimpleTokenizer, device="meta"
     )

@@ -3,7 +3,10 @@
 quotas:
   - {paths: [/scratch], bytes: 8 TiB, files: 3000000, note: emptied after 14 days}
 partitions:
-  gpu: {cores: 64, gpus: 4, memory_gb: 720, smallest_share: 1/4, sbu_per_gpu_hour: 192, longest_hours: 120}
+  gpu: {cores: 64, gpus: 4, memory_gb: 720, smallest_share: 1/4, sbu_per_gpu_hour: 192, longest_hours: 120,
+        gpu: H100, bf16_tflops: 989}
+read_gb_per_s: 2
+prices: {currency: EUR, per_sbu: 0.01, per_tb_year: 150}
 
 share of a node = the largest of cores, GPUs and memory asked for, over those of a node, rounded up to whole
 multiples of the smallest share
@@ -69,6 +72,8 @@ class Partition(Section):
     sbu_per_core_hour: Number = Field(0.0, ge=0, description="Billing weight of a core.")
     sbu_per_gpu_hour: Number = Field(0.0, ge=0, description="Billing weight of a GPU.")
     longest_hours: Number | None = Field(None, gt=0, description="Longest time limit.")
+    gpu: str = Field("", description="What the GPU is called, as part of the name that CUDA gives it: H100.")
+    bf16_tflops: Number | None = Field(None, gt=0, description="Dense bf16 rate of a GPU by its data sheet.")
 
     @property
     def sbu_per_node_hour(self) -> float:
@@ -76,11 +81,26 @@ class Partition(Section):
         return self.cores * self.sbu_per_core_hour + self.gpus * self.sbu_per_gpu_hour
 
 
+class Prices(Section):
+    """What the machine costs in money; nothing of it is needed."""
+
+    currency: str = Field("EUR", description="Of all prices.")
+    per_sbu: Number | None = Field(None, ge=0, description="For one SBU.")
+    per_gpu_hour: Number | None = Field(
+        None, ge=0, description="For an hour of a GPU, where no SBU are billed."
+    )
+    per_tb_year: Number | None = Field(None, ge=0, description="For a terabyte (10^12 bytes) over a year.")
+
+
 class MachineFacts(Section):
     """What is known of a machine; nothing of it is needed."""
 
     quotas: tuple[Quota, ...] = Field((), description="Limits of what is stored.")
     partitions: dict[str, Partition] = Field(default_factory=dict, description="Partitions by name.")
+    read_gb_per_s: Number | None = Field(
+        None, gt=0, description="What the file system gives a training for each of its GPUs, in 10^9 bytes."
+    )
+    prices: Prices = Field(default_factory=Prices, description="Prices in money.")
 
     def quota_of(self, path: Path) -> Quota | None:
         """Return the first quota that holds for a path."""

@@ -104,7 +104,7 @@ class DataFacts:
         if isinstance(described, DemoDataset | SolidsDataset | CocoDataset):
             counts = [described.images_per_shard] * (len(names) - 1)
             counts.append(described.images - sum(counts))
-            sizes = [_made_tar_bytes(described, count) for count in counts]
+            sizes = [made_tar_bytes(described, count) for count in counts]
             facts = zip(names, sizes, counts, strict=True)
             return [TarFacts(name, size, count, is_counted=True) for name, size, count in facts]
         if isinstance(described, FolderDataset):
@@ -147,7 +147,7 @@ class DataFacts:
                 yield from _shape_in(folder / read_json(folder / MANIFEST)["content"] / DOCUMENT)
 
 
-def _made_tar_bytes(described: DemoDataset | SolidsDataset | CocoDataset, images: int) -> int:
+def made_tar_bytes(described: DemoDataset | SolidsDataset | CocoDataset, images: int) -> int:
     """Return the size of a tar of `images` that the workflow draws, or makes of the archives of COCO."""
     if isinstance(described, CocoDataset):
         return described.pictures.bytes * images // described.images

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flowkit.paths import Places
+from flowkit.planning.layout import Rows, bytes_text, hours_text, minutes_text, table_lines
 from flowkit.planning.pending import State
 from flowkit.planning.plan import MachinePlan, QuotaLine, ReadingLine, StageLine
 from flowkit.planning.sizes import Amount
 from flowkit.planning.storage import DATA_ROOT, RESULTS, Stored
 
 NOT_MEASURED, UNKNOWN, UNLIMITED = "not measured yet", "unknown", "-"
-SIZES = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-MINUTES_PER_DAY, SHORTEST_HOURS = 24 * 60, 0.01
-Rows = list[tuple[str, ...]]
 
 
 def plan_lines(plan: MachinePlan) -> Iterator[str]:
@@ -41,18 +39,18 @@ def _storage(plan: MachinePlan) -> Iterator[str]:
         rows.append((f"{place}: {folder}", "", "", ""))
         rows += [_stored(line) for line in lines if line.total.files or line.to_come is None]
         rows.append(_sum(lines))
-    yield from _table(rows)
+    yield from table_lines(rows)
     yield "~ derived from other tars, or at most. files: with folders, there and to come. Left out: heads, texts,"
     yield "metrics, pages, logs. A change of encoder or extraction keeps the tokens before beside those after it."
     yield from _images(plan)
     if float16 := plan.superfluous:
-        size = _bytes(float16.bytes)
+        size = bytes_text(float16.bytes)
         yield f"Once they are converted to int8, nothing reads the source's float16 tokens: {size} may be deleted."
     yield ""
     if not plan.facts.quotas:
         yield "quotas: none known, the profile has no machine.yaml that names some"
         return
-    yield from _table([("quota", "takes", "of", "files", "of"), *map(_quota, plan.quotas)])
+    yield from table_lines([("quota", "takes", "of", "files", "of"), *map(_quota, plan.quotas)])
     for line in plan.quotas:
         if line.quota is not None and line.quota.note:
             yield f"{' and '.join(line.places)}: {line.quota.note}"
@@ -60,11 +58,11 @@ def _storage(plan: MachinePlan) -> Iterator[str]:
 
 
 def _stored(line: Stored) -> tuple[str, ...]:
-    to_come = UNKNOWN if line.to_come is None else _bytes(line.to_come.bytes)
+    to_come = UNKNOWN if line.to_come is None else bytes_text(line.to_come.bytes)
     mark = "~" if line.is_estimate and line.to_come else ""
     return (
         f"  {line.what}",
-        _bytes(line.done.bytes),
+        bytes_text(line.done.bytes),
         f"{mark}{to_come}",
         _files(line.total, line.to_come is not None),
     )
@@ -75,7 +73,12 @@ def _sum(lines: Sequence[Stored]) -> tuple[str, ...]:
     for line in lines:
         done, to_come = done + line.done, to_come + (line.to_come or Amount())
     mark = "over " if not is_complete else "~" if any(line.is_estimate for line in lines) else ""
-    return "  sum", _bytes(done.bytes), f"{mark}{_bytes(to_come.bytes)}", _files(done + to_come, is_complete)
+    return (
+        "  sum",
+        bytes_text(done.bytes),
+        f"{mark}{bytes_text(to_come.bytes)}",
+        _files(done + to_come, is_complete),
+    )
 
 
 def _files(amount: Amount, is_complete: bool) -> str:
@@ -89,10 +92,10 @@ def _images(plan: MachinePlan) -> Iterator[str]:
     for dataset in plan.plan.datasets:
         if plan.data.images(dataset) is None:
             tars = plan.data.tars(dataset)
-            size = _bytes(sum(tar.bytes for tar in tars))
+            size = bytes_text(sum(tar.bytes for tar in tars))
             yield f"{dataset}: {len(tars)} tars of {size}, nobody has counted their images yet. 1,000 images take"
             yield (
-                f"  {_bytes(1000 * plan.sample_bytes)} of tokens. With a number of yours: "
+                f"  {bytes_text(1000 * plan.sample_bytes)} of tokens. With a number of yours: "
                 f"--set datasets.{dataset}.samples_per_shard=N"
             )
             for line in plan.quotas:
@@ -103,7 +106,7 @@ def _images(plan: MachinePlan) -> Iterator[str]:
 
 def _quota(line: QuotaLine) -> tuple[str, ...]:
     where, at_least = " and ".join(line.places), "" if line.is_complete else "over "
-    takes, files = f"{at_least}{_bytes(line.amount.bytes)}", _files(line.amount, line.is_complete)
+    takes, files = f"{at_least}{bytes_text(line.amount.bytes)}", _files(line.amount, line.is_complete)
     if line.quota is None:
         return where, takes, "no quota known", files, UNLIMITED
     limit, most = line.quota.limit_bytes, line.quota.files
@@ -111,7 +114,7 @@ def _quota(line: QuotaLine) -> tuple[str, ...]:
     return (
         where,
         takes,
-        UNLIMITED if limit is None else _bytes(limit),
+        UNLIMITED if limit is None else bytes_text(limit),
         files,
         f"{most:,}" if most else UNLIMITED,
     )
@@ -123,7 +126,7 @@ def _jobs(plan: MachinePlan) -> Iterator[str]:
         return
     rows: Rows = [("jobs to run", "jobs", "where", "nodes", "GPUs", "cores", "memory", "time limit")]
     rows += [_job(line) for line in plan.stages]
-    yield from _table(rows)
+    yield from table_lines(rows)
     slurm = sum(line.jobs for line in plan.stages if not line.is_here)
     here = sum(line.jobs for line in plan.stages if line.is_here)
     yield f"{slurm} Slurm jobs; {here} run here, where Snakemake runs. GPUs, cores and memory are per node."
@@ -137,10 +140,10 @@ def _jobs(plan: MachinePlan) -> Iterator[str]:
 
 def _job(line: StageLine) -> tuple[str, ...]:
     ask = line.ask
-    shortest = f"{_minutes(line.shortest)} to " if line.shortest != ask.minutes else ""
+    shortest = f"{minutes_text(line.shortest)} to " if line.shortest != ask.minutes else ""
     where = "here" if line.is_here else ask.partition or "Slurm's default"
     asked = (ask.nodes, ask.gpus, ask.cpus, f"{ask.memory_gb} GiB")
-    return line.stage, str(line.jobs), where, *map(str, asked), f"{shortest}{_minutes(ask.minutes)}"
+    return line.stage, str(line.jobs), where, *map(str, asked), f"{shortest}{minutes_text(ask.minutes)}"
 
 
 def _cost(plan: MachinePlan) -> Iterator[str]:
@@ -152,8 +155,8 @@ def _cost(plan: MachinePlan) -> Iterator[str]:
     rows += [_stage_cost(line) for line in lines]
     total = [
         "sum",
-        _hours(sum(line.gpu_hours for line in lines)),
-        _hours(sum(line.core_hours for line in lines)),
+        hours_text(sum(line.gpu_hours for line in lines)),
+        hours_text(sum(line.core_hours for line in lines)),
     ]
     costs = [line.sbu for line in lines]
     total.append(UNKNOWN if None in costs else f"{sum(cost or 0 for cost in costs):,.0f}")
@@ -163,7 +166,7 @@ def _cost(plan: MachinePlan) -> Iterator[str]:
         f"~{sum(line.estimate_sbu for line in lines):,.0f}" if is_measured and None not in costs else "",
         "",
     ]
-    yield from _table([*rows, tuple(total)], left=(0, 6))
+    yield from table_lines([*rows, tuple(total)], left=(0, 6))
     yield "At most: every job runs once, to its time limit; a training that is queued again costs that each time."
     yield "Estimates hold on machines like those of the measurement; a training's is for its steps, without evaluations"
     yield "on held-out images."
@@ -173,12 +176,12 @@ def _cost(plan: MachinePlan) -> Iterator[str]:
 
 def _stage_cost(line: StageLine) -> tuple[str, ...]:
     sbu = UNKNOWN if line.sbu is None else f"{line.sbu:,.0f}"
-    limits = line.stage, _hours(line.gpu_hours), _hours(line.core_hours), sbu
+    limits = line.stage, hours_text(line.gpu_hours), hours_text(line.core_hours), sbu
     if not line.measured:
         return *limits, "", "", NOT_MEASURED
     of_all = "" if line.measured == line.jobs else f"{line.measured} of {line.jobs} jobs: "
     estimate = UNKNOWN if line.sbu is None else f"~{line.estimate_sbu:,.1f}"
-    hours = _hours(line.estimate_hours)
+    hours = hours_text(line.estimate_hours)
     return (
         *limits,
         hours if hours.startswith("<") else f"~{hours}",
@@ -192,46 +195,21 @@ def _reading(plan: MachinePlan) -> Iterator[str]:
         ("reading by training", "batch", "a step", "reads", "an epoch", "steps", "steps/s", "rate", "reads/s")
     ]
     rows += [_read(line) for line in plan.reading]
-    yield from _table(rows)
+    yield from table_lines(rows)
     if any(line.rate is None for line in plan.reading):
         yield f"Without steps/s the rate is {NOT_MEASURED}: what a step reads times the steps per second."
 
 
 def _read(line: ReadingLine) -> tuple[str, ...]:
-    epoch = UNKNOWN if line.epoch_bytes is None else _bytes(line.epoch_bytes)
+    epoch = UNKNOWN if line.epoch_bytes is None else bytes_text(line.epoch_bytes)
     steps = UNKNOWN if line.steps is None else f"{line.steps:,}"
-    told = line.run, f"{line.batch_size:,}", _bytes(line.step_bytes), f"{line.step_reads:,}", epoch, steps
+    told = line.run, f"{line.batch_size:,}", bytes_text(line.step_bytes), f"{line.step_reads:,}", epoch, steps
     if line.rate is None:
         return *told, UNLIMITED, UNLIMITED, UNLIMITED
     speed = 1 / line.rate.seconds_per_step
-    return *told, f"~{speed:.2f}", f"~{_bytes(line.step_bytes * speed)}/s", f"~{line.step_reads * speed:,.0f}"
-
-
-def _table(rows: Sequence[tuple[str, ...]], *, left: Sequence[int] = (0,)) -> Iterator[str]:
-    """Yield aligned lines: the columns in `left` to the left, numbers to the right."""
-    cells_of = [row for row in rows if any(row[1:])]  # a heading between rows may be as long as a path is
-    widths = [max(len(row[column]) for row in cells_of) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()
-
-
-def _bytes(count: float) -> str:
-    for size, unit in SIZES:
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
-    return f"{count:.0f} B" if count else "0"
-
-
-def _hours(hours: float) -> str:
-    if 0 < hours < SHORTEST_HOURS:
-        return f"<{SHORTEST_HOURS}"
-    return f"{hours:,.1f}" if hours >= 1 or not hours else f"{hours:.2f}"
-
-
-def _minutes(minutes: int) -> str:
-    days, rest = divmod(minutes, MINUTES_PER_DAY)
-    return f"{days}-{rest // 60:02d}:{rest % 60:02d}" if days else f"{rest // 60}:{rest % 60:02d}"
+    return (
+        *told,
+        f"~{speed:.2f}",
+        f"~{bytes_text(line.step_bytes * speed)}/s",
+        f"~{line.step_reads * speed:,.0f}",
+    )

@@ -146,6 +146,20 @@ def network_size(
 
     The shapes are those of the layout that is translated. Raises `ConfigError` for shapes that do not fit together.
     """
+    network = network_without_memory(model, source, target, views)
+    everything, matrices = list(network.parameters()), network.token_matrices()
+    return NetworkSize(
+        sum(parameter.numel() for parameter in everything),
+        sum(parameter.numel() for parameter in matrices),
+        len(everything),
+        len(matrices),
+    )
+
+
+def network_without_memory(
+    model: tuple[tuple[str, Any], ...], source: EncoderShape, target: EncoderShape, views: int = 1
+) -> Any:
+    """Return the network of a configuration (its items) on no device; raises `ConfigError` where it fits no shapes."""
     import torch
 
     from flowkit.stages.train import model_config
@@ -162,14 +176,7 @@ def network_size(
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     with torch.device("meta"):
-        network = build_network(config)
-    everything, matrices = list(network.parameters()), network.token_matrices()
-    return NetworkSize(
-        sum(parameter.numel() for parameter in everything),
-        sum(parameter.numel() for parameter in matrices),
-        len(everything),
-        len(matrices),
-    )
+        return build_network(config)
 
 
 def weights_size(network: NetworkSize, source: EncoderShape, target: EncoderShape) -> Amount:
