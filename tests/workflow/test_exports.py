@@ -47,7 +47,7 @@ def test_rules_of_exports_run_alone(finished: Project) -> None:
     try:
         config.write_text(before + "export: {consumers: [shap-e], any_encoder: true}\n")
         assert set(finished.planned()) == {"export_flow", "export_regression"}
-        finished.snakemake("export_flow")
+        finished.snakemake("--", "export_flow")
         assert set(finished.planned()) == {"export_regression"}
     finally:
         config.write_text(before)
