@@ -128,7 +128,9 @@ class ScalePlan:
         if self.facts.read_gb_per_s is None:
             value = f"{READ_GB_PER_S:g} GB/s for each GPU"
             found.append(
-                Assumed("reading", value, "usual of parallel file systems; read_gb_per_s in machine.yaml sets it")
+                Assumed(
+                    "reading", value, "usual of parallel file systems; read_gb_per_s in machine.yaml sets it"
+                )
             )
         return found
 
