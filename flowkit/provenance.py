@@ -258,6 +258,7 @@ def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for package in RECORDED_PACKAGES:

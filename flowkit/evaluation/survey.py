@@ -137,11 +137,12 @@ def bin_edges(values: Sequence[Floats]) -> Array:
 class BestMatches:
     """The best match of each of some vectors [Q, P] among others that come chunk by chunk.
 
-    Of vectors that are equally near, to within `TIE`, the first counts: the last bits of a product decide nothing.
+    Of vectors that are equally near, to within `TIE`, the first counts: the last bits of a product decide nothing. What
+    is not finite is near to nothing.
     """
 
     def __init__(self, vectors_QP: Floats) -> None:
-        self._query_QP = _unit(vectors_QP)
+        self._query_QP, self._is_finite_Q = _unit(vectors_QP)
         self._best_Q = np.full(len(vectors_QP), NO_COSINE)
 
     @property
@@ -159,37 +160,46 @@ class BestMatches:
         return found, row_Q[found]
 
     def _compare(self, vectors_nP: Floats, start: int, row_Q: Integers) -> None:
-        cosine_nQ = np.nan_to_num(_unit(vectors_nP) @ self._query_QP.T, nan=NO_COSINE, copy=False)
-        largest_Q = cosine_nQ.max(axis=0)
-        first_Q = (cosine_nQ >= largest_Q - np.float32(TIE)).argmax(axis=0)
-        is_better_Q = largest_Q > self._best_Q + TIE
-        row_Q[is_better_Q] = start + first_Q[is_better_Q]
-        self._best_Q[is_better_Q] = largest_Q[is_better_Q]
+        unit_nP, is_finite_n = _unit(vectors_nP)
+        cosine_nQ = unit_nP @ self._query_QP.T
+        cosine_nQ[~is_finite_n] = NO_COSINE
+        largest_Q = np.where(self._is_finite_Q, cosine_nQ.max(axis=0, initial=NO_COSINE), NO_COSINE)
+        better = np.flatnonzero(largest_Q > self._best_Q + TIE)  # few of them, once some vectors were seen
+        if len(better):
+            is_near = cosine_nQ[:, better] >= largest_Q[better] - np.float32(TIE)
+            row_Q[better] = start + is_near.argmax(axis=0)
+            self._best_Q[better] = largest_Q[better]
 
 
 def best_within(vectors_QP: Floats) -> Array:
-    """Cosine of each vector's best match among the others [Q]; NaN where there is no other."""
-    unit_QP = _unit(vectors_QP)
+    """Cosine of each vector's best match among the others [Q]; NaN where there is no other that is finite."""
+    unit_QP, is_finite_Q = _unit(vectors_QP)
     count = len(unit_QP)
     if count < 2:
         return np.full(count, np.nan)
-    best_Q = np.empty(count)
+    best_Q = np.full(count, NO_COSINE)
     step = max(1, SIMILARITIES // count)
     for start in range(0, count, step):
         rows = np.arange(start, min(start + step, count))
-        cosine_nQ = np.nan_to_num(unit_QP[rows] @ unit_QP.T, nan=NO_COSINE, copy=False)
-        cosine_nQ[rows - start, rows] = -np.inf
+        cosine_nQ = unit_QP[rows] @ unit_QP.T
+        cosine_nQ[:, ~is_finite_Q] = NO_COSINE
+        cosine_nQ[rows - start, rows] = NO_COSINE
         best_Q[rows] = cosine_nQ.max(axis=1)
-    return best_Q
+    return np.where(is_finite_Q & (best_Q > NO_COSINE), best_Q, np.nan)
 
 
-def _unit(vectors: Floats) -> NDArray[np.float32]:
-    """Rows of length 1 in single precision, twice as fast and 1e-7 off; a zero row stays zero."""
+def _unit(vectors: Floats) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Rows of length 1 in single precision, twice as fast and 1e-7 off; and which rows are finite.
+
+    A zero row stays zero, and one that is not finite becomes zero.
+    """
     values = np.asarray(vectors, np.float32)
     lengths: NDArray[np.float32] = np.linalg.norm(values, axis=1, keepdims=True)
+    is_finite = np.isfinite(lengths[:, 0])
     lengths[lengths == 0] = 1
-    with np.errstate(invalid="ignore"):  # infinite by infinite is NaN, which is near to nothing
-        return values / lengths
+    if not is_finite.all():
+        values, lengths = np.where(is_finite[:, None], values, 0), np.where(is_finite[:, None], lengths, 1)
+    return values / lengths, is_finite
 
 
 def _nonzero(values: Array | float) -> Array:

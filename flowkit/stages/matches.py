@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from flowkit.evaluation.survey import BestMatches, best_within
 from flowkit.evaluation.tokens import Array, Integers, evenly_spaced
@@ -18,6 +19,7 @@ from flowkit.features.metadata import POOLED
 from flowkit.features.records import HalfArray
 from flowkit.features.store import TokenStore
 from flowkit.progress import Progress
+from flowkit.stages.paired import Stores
 
 ROWS = 4096
 """Pooled vectors in memory at once."""
@@ -45,39 +47,41 @@ class Side:
     dataset: str
     pairs: PairedTokens
     images: int
-    stores: Sequence[Path]
+    stores: Stores
     tars: Sequence[str]
 
     def parts(self) -> Iterator[Part]:
         """Yield the images tar by tar, with one store open at a time."""
         rows = self.pairs.rows
-        tar_N, row_N = rows.tar_NV[: self.images, 0], rows.target_row_NV[: self.images, 0].astype(np.int64)
+        tar_N, row_N = rows.tar_NV[: self.images, 0], rows.target_row_NV[: self.images, 0]
         tars, starts = np.unique(tar_N, return_index=True)  # pairs are in tar order
-        for tar, start, end in zip(tars, starts, [*starts[1:], self.images], strict=True):
-            yield Part(self.tars[tar], np.arange(start, end), row_N[start:end], TokenStore(self.stores[tar]))
+        for tar, start, end in zip(tars.tolist(), starts, [*starts[1:], self.images], strict=True):
+            numbers, rows_of_tar = np.arange(start, end), row_N[start:end].astype(np.int64)
+            yield Part(tar, self.tars[tar], numbers, rows_of_tar, self.stores.open(tar))
+
+    def place(self, tar: int, rows: Integers) -> list[Place]:
+        """Return where the images are whose records are `rows` of the target's store of a tar."""
+        lines = self.stores.open(tar).samples.iloc[rows]
+        columns = (lines[name] for name in ("index", "key", "captions", "image_sha256"))
+        return [
+            Place(self.tars[tar], int(index), str(key), _shown(captions), _digest(digest))
+            for index, key, captions, digest in zip(*columns, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one tar: their numbers among those of the side, and their records in the target's store."""
+    """The images of one tar: its number and name, their numbers among those of the side, and their records."""
 
+    number: int
     tar: str
     numbers: Integers
     rows: Integers
     store: TokenStore
 
-    def place(self, at: int) -> Place:
-        """Return where the image `at` of this part is."""
-        sample = self.store.samples.iloc[int(self.rows[at])]
-        caption = str(sample["captions"][0]) if len(sample["captions"]) else ""
-        shown = caption if len(caption) <= CAPTION_LETTERS else f"{caption[:CAPTION_LETTERS]}…"
-        return Place(
-            self.tar, int(sample["index"]), str(sample["key"]), shown, _digest(sample["image_sha256"])
-        )
-
-    def digests(self) -> list[str | None]:
-        """Return the digest of each image's file, None where there is none."""
-        return list(map(_digest, self.store.samples["image_sha256"].iloc[self.rows]))
+    def digests(self) -> pa.Array:
+        """Return the digest of each image's file, null where there is none."""
+        return self.store.column("image_sha256").take(pa.array(self.rows))
 
     def vectors(self) -> Iterator[tuple[int, HalfArray]]:
         """Yield (number of the first image, pooled vectors [n, P]) in chunks."""
@@ -114,7 +118,7 @@ class Search:
 def search(training: Side, evaluation: Side) -> Search:
     """Look for every evaluated image among the training images."""
     parts = list(evaluation.parts())
-    evaluated = [part.place(at) for part in parts for at in range(len(part.rows))]
+    evaluated = [place for part in parts for place in evaluation.place(part.number, part.rows)]
     reason = _why_not(training, evaluation)
     files = _SameFiles(evaluated)
     spaced = evenly_spaced(training.images, len(evaluated) - 1)
@@ -128,8 +132,13 @@ def search(training: Side, evaluation: Side) -> Search:
             vectors.add(part)
         progress.advance(len(part.rows))
     progress.close()
-    cosines = None if vectors is None else vectors.cosines()
+    cosines = None if vectors is None else vectors.cosines(training)
     return Search(evaluated, training.images, len(spaced), reason, cosines, files.count)
+
+
+def _shown(captions: Sequence[object]) -> str:
+    caption = str(captions[0]) if len(captions) else ""
+    return caption if len(caption) <= CAPTION_LETTERS else f"{caption[:CAPTION_LETTERS]}…"
 
 
 def _digest(value: object) -> str | None:
@@ -139,7 +148,7 @@ def _digest(value: object) -> str | None:
 def _why_not(*sides: Side) -> str:
     """Why vectors cannot be compared; "" if they can."""
     for side in sides:
-        store = TokenStore(side.stores[0])
+        store = side.stores.open(0)
         if POOLED not in store.attributes["arrays"]:
             return f"the stores of {store.attributes['encoder']} hold no pooled vectors"
     return ""
@@ -153,6 +162,7 @@ class _SameFiles:
         for number, place in enumerate(evaluated):
             if place.digest is not None:
                 self._numbers.setdefault(place.digest, []).append(number)
+        self._wanted = pa.array(list(self._numbers), pa.string())
         self._found: set[int] = set()
         self._has_digests = False
 
@@ -161,9 +171,10 @@ class _SameFiles:
         return len(self._found) if self._numbers and self._has_digests else None
 
     def add(self, part: Part) -> None:
-        for digest in part.digests():
-            self._has_digests |= digest is not None
-            self._found.update(self._numbers.get(digest, ()) if digest is not None else ())
+        digests = part.digests()
+        self._has_digests |= digests.null_count < len(digests)
+        for digest in digests.filter(pc.is_in(digests, value_set=self._wanted)).to_pylist():
+            self._found.update(self._numbers[digest])
 
 
 class _Vectors:
@@ -173,16 +184,19 @@ class _Vectors:
         self._all, self._as_many = BestMatches(vectors_QP), BestMatches(vectors_QP)
         self._within = best_within(vectors_QP)
         self._spaced = spaced
-        self._places: dict[int, Place] = {}
+        self._tar_Q, self._row_Q = (np.full(len(vectors_QP), -1, np.int64) for _ in range(2))
 
     def add(self, part: Part) -> None:
         is_spaced = np.isin(part.numbers, self._spaced, assume_unique=True)
         for start, vectors_nP in part.vectors():
             found, rows = self._all.add(vectors_nP)
-            for number, row in zip(found.tolist(), rows.tolist(), strict=True):
-                self._places[number] = part.place(start + row)
+            self._tar_Q[found], self._row_Q[found] = part.number, part.rows[start + rows]
             self._as_many.add(vectors_nP[is_spaced[start : start + len(vectors_nP)]])
 
-    def cosines(self) -> Cosines:
-        places = [self._places[number] for number in range(len(self._within))]
-        return Cosines(self._all.cosine_Q, self._as_many.cosine_Q, self._within, places)
+    def cosines(self, training: Side) -> Cosines:
+        places: dict[int, Place] = {}
+        for tar in np.unique(self._tar_Q[self._tar_Q >= 0]).tolist():
+            numbers = np.flatnonzero(self._tar_Q == tar)
+            places |= zip(numbers.tolist(), training.place(tar, self._row_Q[numbers]), strict=True)
+        found = [places[number] for number in range(len(self._within))]
+        return Cosines(self._all.cosine_Q, self._as_many.cosine_Q, self._within, found)

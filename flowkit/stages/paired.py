@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowkit.features.loader import PairedTokens
+from flowkit.features.store import TokenStore
 from flowkit.features.store_index import StoreIndex, read_index
 from flowkit.paths import PAIRS
 from flowkit.stages.session import Spec, committed
@@ -17,8 +19,26 @@ def stores_of(spec: Spec, dataset: str, encoder_id: str) -> list[Path]:
 
     They stand in the index of the pairs: thousands of manifests need not be read.
     """
+    return list(indexed_stores(spec, dataset, encoder_id).paths)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores of one encoder in tar order, to be opened one by one: thousands of them would not fit in memory."""
+
+    paths: Sequence[Path]
+    index: StoreIndex
+
+    def open(self, number: int) -> TokenStore:
+        """Return the store of a tar, which remembers nothing of an earlier one."""
+        return self.index.open([self.paths[number]])[0]
+
+
+def indexed_stores(spec: Spec, dataset: str, encoder_id: str) -> Stores:
+    """Return the stores of `stores_of` with what is known of them."""
     content, manifest = committed(_pairs_of(spec, dataset))
-    return _stores(spec, dataset, encoder_id, read_index(content / PAIRS), manifest["counts"]["tars"])
+    index = read_index(content / PAIRS)
+    return Stores(_stores(spec, dataset, encoder_id, index, manifest["counts"]["tars"]), index)
 
 
 def _pairs_of(spec: Spec, dataset: str) -> Path:

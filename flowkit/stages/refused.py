@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 
 from flowkit.features.store import TokenStore
 from flowkit.report.survey import ROLES, EncoderCount, RefusedCount
-from flowkit.stages.paired import stores_of
+from flowkit.stages.paired import indexed_stores
 from flowkit.stages.session import Spec
 
 EXAMPLES = 24
@@ -83,9 +83,9 @@ def read_stores(spec: Spec, dataset: str, tars: Sequence[str], refusals: Refusal
     """Count the images of a data set and add its refused ones to `refusals`; one pair of stores is open at a time."""
     encoded, refused, images = Counter[str](), Counter[str](), 0
     first: dict[str, TokenStore] = {}
-    paths = [stores_of(spec, dataset, spec.target[role]) for role in ROLES]
-    for tar, *pair in zip(tars, *paths, strict=True):
-        stores = dict(zip(ROLES, map(TokenStore, pair), strict=True))
+    sides = {role: indexed_stores(spec, dataset, spec.target[role]) for role in ROLES}
+    for number, tar in enumerate(tars):
+        stores = {role: side.open(number) for role, side in sides.items()}
         first = first or stores
         for role, store in stores.items():
             encoded[role] += len(store)

@@ -20,7 +20,7 @@ from flowkit.provenance import write_json
 from flowkit.report import survey as records
 from flowkit.report.survey import ROLES, match_array
 from flowkit.stages.matches import Place, Search, Side, search
-from flowkit.stages.paired import open_pairs, stores_of
+from flowkit.stages.paired import indexed_stores, open_pairs
 from flowkit.stages.refused import Refusals, RefusedImage, read_stores
 from flowkit.stages.session import Spec, committed, open_session
 from flowkit.stages.thumbnails import Wanted, write_thumbnails
@@ -82,7 +82,7 @@ def _open(spec: Spec, dataset: str, tars: slice, at_most: int | None) -> Side:
     _, manifest = committed(spec.places.pairs(dataset, spec.target["source"], spec.target["target"]))
     data = {"layout": spec.values["data"]["layout"], "source_tokens": "all"}
     pairs = open_pairs(spec, dataset, tars=tars, data=data)
-    stores = stores_of(spec, dataset, spec.target["target"])
+    stores = indexed_stores(spec, dataset, spec.target["target"])
     images = len(pairs) if at_most is None else min(len(pairs), at_most)
     return Side(dataset, pairs, images, stores, manifest["counts"]["tars"])
 
