@@ -23,6 +23,7 @@ import extraction_bench
 import loader_bench
 import model_bench
 import report_bench
+import scale_bench
 import store_bench
 import typer
 
@@ -35,6 +36,7 @@ GROUPS = {
     "baselines": baselines_bench.rows,
     "export": export_bench.rows,
     "report": report_bench.rows,
+    "scale": scale_bench.rows,
 }
 
 
