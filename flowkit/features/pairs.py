@@ -167,6 +167,10 @@ def read_pairs(path: Path, sources: Sequence[TokenStore], targets: Sequence[Toke
         )
     views = int(metadata[_VIEWS])
     tar = columns[0]
+    if len(columns[0]) % views:
+        raise StoreError(
+            f"{path} has {len(columns[0])} lines, which are no objects of {views} views; {REMEDY}"
+        )
     if (tar[1:] < tar[:-1]).any():
         raise StoreError(f"{path} is not in the order of its tars; {REMEDY}")
     rows = PairRows(*(column.reshape(-1, views) for column in columns))

@@ -2,8 +2,8 @@
 
 Neighbouring channels (2i, 2i + 1) of a head are turned, as one complex number, by the angle p_a f_j, where a is the
 axis that the pair belongs to, p_a the token's place on it and f_j = base^(-j / pairs of the axis). This is a true
-rotation: norms stay, and a logit depends on the offset of two tokens alone. A CLS token has angle 0; depth is the
-view's index, 0 for one view.
+rotation: norms stay, and a logit depends on the offset of two tokens alone. Depth is the view's index, 0 for one view;
+a CLS token has the depth of its view and stands at 0 on the other axes.
 
 Shapes: B images, T tokens, N heads, H head width, P = H / 2 pairs.
 """
@@ -36,22 +36,19 @@ def split_pairs(pairs: int) -> tuple[int, int, int]:
 def grid_angles(grid: tuple[int, int], *, has_cls: bool, head_width: int, view: int = 0) -> Tensor:
     """Return the angles [T, P] of a row-major grid of tokens, in float64.
 
-    With `has_cls` the first token is a CLS token and is not rotated.
+    With `has_cls` the first token is a CLS token, which turns with depth alone.
     """
     rows, columns = grid
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
+    if has_cls:
+        places = torch.cat((torch.zeros(1, 2, dtype=torch.float64), places))
     depth = torch.full((len(places), 1), float(view), dtype=torch.float64)
     axes_T3 = torch.cat((depth, places), dim=1)
     parts = []
     for axis, pairs in enumerate(split_pairs(head_width // 2)):
         frequencies = FREQUENCY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         parts.append(axes_T3[:, axis, None] * frequencies)
-    angles_TP = torch.cat(parts, dim=1)
-    return (
-        torch.cat((torch.zeros(1, angles_TP.shape[1], dtype=torch.float64), angles_TP))
-        if has_cls
-        else angles_TP
-    )
+    return torch.cat(parts, dim=1)
 
 
 class RotaryTable(nn.Module):

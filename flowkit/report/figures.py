@@ -113,7 +113,7 @@ def _map(
     tokens, patches = layout.split(values)
     rows, columns = layout.shape
     below = rows + max(0.25, rows * 0.06)
-    size = max(1.0, rows / 6)
+    size = min(max(1.0, rows / 6), columns / max(1, len(tokens)))
     image = axes.imshow(
         patches, palette, vmin=limits[0], vmax=limits[1], extent=(0, columns, rows, 0), interpolation="none"
     )

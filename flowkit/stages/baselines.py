@@ -1,8 +1,9 @@
 """Stage `baselines`: closed-form translators, fitted on the training pairs and applied to the evaluation set.
 
-Each baseline is a run of its own with the sampler name `closed-form`; `true` is the true tokens themselves, the
-ceiling of every figure. Tokens are read and written in chunks; what a fit does not keep in memory lies beside the work
-of the run that is committed last.
+Objects of several views are translated view by view, which leaves more samples and fewer inputs to fit than whole
+objects would; only the constant has a mean for each view. Each baseline is a run of its own with the sampler name
+`closed-form`; `true` is the true tokens themselves, the ceiling of every figure. Tokens are read and written in chunks;
+what a fit does not keep in memory lies beside the work of the run that is committed last.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flowkit.evaluation.baselines import Baseline, fit_baselines
 from flowkit.evaluation.ridge import RidgeMap
 from flowkit.evaluation.token_ridge import TokenMap
 from flowkit.evaluation.tokens import Tokens, evenly_spaced, token_chunks
-from flowkit.features.samples import write_tokens
+from flowkit.features.samples import whole_samples, write_tokens
 from flowkit.paths import CLOSED_FORM
 from flowkit.progress import Progress
 from flowkit.stages.evaluation_set import evaluation_count
@@ -28,6 +29,7 @@ from flowkit.stages.paired import open_pairs, open_training_pairs
 from flowkit.stages.session import Session, Spec, open_session
 
 TRUE = "true"
+OF_OBJECTS = ("constant",)
 
 
 def run(spec: Spec) -> None:
@@ -54,10 +56,20 @@ def _make(spec: Spec, missing: dict[str, Session]) -> None:
     scratch.mkdir()
     evaluation = open_pairs(spec, spec.target["dataset"])
     ids = np.arange(evaluation_count(spec, evaluation))
-    fitted = _fit(spec, [name for name in missing if name != TRUE], scratch)
+    asked, views = [name for name in missing if name != TRUE], evaluation.views
+    whole = [name for name in asked if views == 1 or name in OF_OBJECTS]
+    fitted = _fit(spec, whole, scratch)
+    by_view = _fit(spec, [name for name in asked if name not in whole], scratch, by_view=True)
+    fitted |= by_view
     keys, source, target = evaluation.keys(ids), evaluation.source(ids), evaluation.target(ids)
+    of_views = open_pairs(spec, spec.target["dataset"], by_view=True).source(np.arange(len(ids) * views))
     for name, session in missing.items():
-        predicted = _read(target) if name == TRUE else fitted[name].predict(source)
+        if name == TRUE:
+            predicted = _read(target)
+        elif name in by_view:
+            predicted = whole_samples(fitted[name].predict(of_views), views)
+        else:
+            predicted = fitted[name].predict(source)
         made = session.work / "predictions"
         progress = Progress(f"baseline {name}", len(ids), "image")
         write_tokens(
@@ -77,10 +89,11 @@ def _make(spec: Spec, missing: dict[str, Session]) -> None:
         session.commit(counts | _facts(fitted.get(name)), folder=made)
 
 
-def _fit(spec: Spec, names: list[str], scratch: Path) -> dict[str, Baseline]:
+def _fit(spec: Spec, names: list[str], scratch: Path, *, by_view: bool = False) -> dict[str, Baseline]:
     if not names:
         return {}
-    pairs, settings = open_training_pairs(spec, spec.target["train"]), spec.values["closed_forms"]
+    settings = spec.values["closed_forms"]
+    pairs = open_training_pairs(spec, spec.target["train"], by_view=by_view)
     ids = evenly_spaced(len(pairs), settings["images"])
     return fit_baselines(
         pairs.source(ids), pairs.target(ids), names, inputs=settings["inputs"], scratch=scratch

@@ -78,7 +78,8 @@ def _make(session: Session, name: str, encoder: Callable[[], FrozenEncoder]) -> 
     tokens = whole_samples(of_images, pairs.views)
     folder = session.work / CLOSED_FORM
     if CHANGES[name] is None:
-        _compare(name, write_unrounded(folder, tokens, keys=keys), pairs.target(np.arange(images)))
+        batch = max(1, BATCH // pairs.views)
+        _compare(name, write_unrounded(folder, tokens, keys=keys), pairs.target(np.arange(images)), batch)
     else:
         write_tokens(folder, tokens, {"run": name, "sampler": CLOSED_FORM}, keys=keys)
     progress.close()
@@ -125,11 +126,11 @@ def _in_layout(tokens_NTD: torch.Tensor, pooled_NP: torch.Tensor, layout: str) -
     return tokens_NTD[:, 1:] if layout == "patches" else tokens_NTD
 
 
-def _compare(name: str, unrounded: UnroundedTokens, stored: TokensOfSide) -> None:
+def _compare(name: str, unrounded: UnroundedTokens, stored: TokensOfSide, batch: int) -> None:
     """Log how many images would not be stored as they are: extraction ran elsewhere, or with other threads."""
     unlike = 0
-    for first in range(0, len(stored), BATCH):
-        part = slice(first, first + BATCH)
+    for first in range(0, len(stored), batch):
+        part = slice(first, first + batch)
         halves = unrounded[part].astype(np.float16).astype(np.float32)
         unlike += int((halves != stored[part]).any(axis=(1, 2)).sum())
     level = logger.warning if unlike else logger.info

@@ -64,10 +64,13 @@ class Plan(DataPlan):
                 f"data.validation_shards={held_out}: {train} has {tars} tars, leave some for training"
             )
         images = self.config.evaluation.images
-        if isinstance(evaluation, DemoDataset | SolidsDataset | CocoDataset) and images > evaluation.images:
-            raise ConfigError(
-                f"evaluation.images={images}: the evaluation set has {evaluation.images} images"
+        if isinstance(evaluation, DemoDataset | SolidsDataset | CocoDataset):
+            there_are, what = (
+                evaluation.images // evaluation.views,
+                "objects" if evaluation.views > 1 else "images",
             )
+            if images > there_are:
+                raise ConfigError(f"evaluation.images={images}: the evaluation set has {there_are} {what}")
         demand_exportable(self.config)
 
     def _priority(self, job: Job) -> int:

@@ -50,8 +50,9 @@ def validate(translator: Translator, data: PairedFeatures, *, images: int, seed:
     """Return validation_tok_cos and validation_r2 of the first `images` images under a few-step sampler."""
     sums = FidelitySums(translator.statistics.target_mean_TC)
     ids = np.arange(min(images, len(data)))
-    for first in range(0, len(ids), VALIDATION_BATCH):
-        chunk = ids[first : first + VALIDATION_BATCH]
+    batch = max(1, VALIDATION_BATCH // translator.config.views)
+    for first in range(0, len(ids), batch):
+        chunk = ids[first : first + batch]
         kept, source_BTE, target_BTC = finite_batch(data, chunk)
         if not len(kept):
             continue

@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class PairedFeatures(Protocol):
-    """Source and target tokens of the same images, by row, float32 at raw scale."""
+    """Source and target tokens of the same images, by row, float32 at raw scale; a row may hold several `views`."""
+
+    @property
+    def views(self) -> int: ...
 
     @property
     def source_shape(self) -> tuple[int, int]: ...
@@ -123,6 +126,7 @@ def _shaped_noise(data: PairedFeatures, scale: FeatureScale, mean_TC: Tensor) ->
 
 def _chunks(data: PairedFeatures) -> Iterator[tuple[Tensor, Tensor]]:
     ids = np.unique(np.linspace(0, len(data) - 1, min(len(data), STATISTICS_IMAGES)).astype(np.int64))
-    for first in range(0, len(ids), STATISTICS_BATCH):
-        _, *features = finite_batch(data, ids[first : first + STATISTICS_BATCH])
+    batch = max(1, STATISTICS_BATCH // data.views)
+    for first in range(0, len(ids), batch):
+        _, *features = finite_batch(data, ids[first : first + batch])
         yield features[0], features[1]

@@ -80,6 +80,10 @@ class Pairs:
         self.target = 7 * torch.tanh(self.source @ to_hidden) @ to_target - 3
 
     @property
+    def views(self) -> int:
+        return 1
+
+    @property
     def source_shape(self) -> tuple[int, int]:
         return TOKENS, SOURCE_WIDTH
 

@@ -93,10 +93,12 @@ def test_every_offset_has_its_own_logits(table: RotaryTable) -> None:
     assert float(torch.pdist(torch.stack(list(by_offset.values()))).min()) > 0.1
 
 
-def test_cls_has_angle_zero_in_every_view(table: RotaryTable) -> None:
-    turns = table.turns_T1P[:, 0]
-    cls = torch.arange(VIEWS) * (PATCHES + 1)
-    assert torch.equal(turns[cls], torch.ones_like(turns[cls]))
+def test_cls_turns_with_the_depth_of_its_view_alone(table: RotaryTable) -> None:
+    depth, _, _ = split_pairs(WITH_VIEWS.head_width // 2)
+    cls = table.turns_T1P[:, 0].unflatten(0, (VIEWS, PATCHES + 1))[:, 0]
+    assert torch.equal(cls[0], torch.ones_like(cls[0]))
+    assert torch.equal(cls[:, depth:], torch.ones_like(cls[:, depth:]))
+    assert len({tuple(turns.tolist()) for turns in cls[:, :depth]}) == VIEWS
 
 
 def test_every_pair_turns_for_some_token(table: RotaryTable) -> None:
@@ -117,7 +119,7 @@ def test_one_view_is_the_grid_and_views_differ_in_depth_alone(table: RotaryTable
     depth, _, _ = split_pairs(H // 2)
     for view in range(1, VIEWS):
         assert torch.equal(views[view][..., depth:], views[0][..., depth:])
-        assert (views[view][1:, ..., :depth] != views[view - 1][1:, ..., :depth]).all()
+        assert (views[view][..., :depth] != views[view - 1][..., :depth]).all()
 
 
 @pytest.mark.parametrize("pairs", [3, 8, 16, 32, 64])

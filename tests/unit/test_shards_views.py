@@ -98,20 +98,57 @@ def test_plain_picture_beside_the_views_is_no_view(tmp_path: Path) -> None:
 
 
 def test_wrong_number_of_views_is_an_error_that_names_the_right_one(tmp_path: Path) -> None:
-    tar = tar_of(tmp_path, views("a", (0, 1, 2, 3)), views("b", (0, 1, 2, 3)), views("c", (0,)))
-    with pytest.raises(ShardError, match=r"no object has just the views 0 to 2.*2 of 3.*have 4.*views.*to 4"):
+    tar = tar_of(tmp_path, views("a", (0, 1, 2, 3)), views("b", (0, 1, 2, 3)), views("c", (0, 1, 2)))
+    with pytest.raises(
+        ShardError,
+        match=r"2 of 3 objects have 4 views, numbered 0 to 3, not 3; set views of the data set to 4",
+    ):
         list_samples(tar, 3)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 2, 4)])
+def test_views_that_are_counted_otherwise_are_named(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    tar = tar_of(tmp_path, views("a", numbers), views("b", numbers))
+    words = "1 to 3" if numbers[0] else "0, 2, 4"
+    with pytest.raises(ShardError, match=rf"have 3 views, numbered {words}; views are counted from 0"):
+        list_samples(tar, 3)
+
+
+def test_one_odd_object_does_not_stop_a_tar(tmp_path: Path) -> None:
+    """The last tar of a data set may hold a single one."""
+    assert [type(one) for one in read_samples(tar_of(tmp_path, views("a", (0, 1))), 3)] == [Reject] * 3
 
 
 def test_plain_images_are_no_views_and_views_no_plain_images(tmp_path: Path) -> None:
     plain = write_members(tmp_path / "plain.tar", [member("a.jpg", jpeg()), member("a.txt", b"text")])
-    with pytest.raises(ShardError, match=r"views is 4, but 1 of 1 samples.*set views of the data set to 1"):
+    with pytest.raises(
+        ShardError, match=r"views is 4, but none of its 1 samples.*set views of the data set to 1"
+    ):
         list_samples(plain, 4)
     with pytest.raises(ShardError, match=r"its images are views.*say in `views`"):
         list_samples(tar_of(tmp_path, views("a", (0, 1))))
+    with pytest.raises(ShardError, match="none of its 0 samples"):
+        list_samples(write_members(tmp_path / "empty.tar", []), 4)
 
 
-@pytest.mark.parametrize("name", ["a.00.jpg", "a.-1.jpg", "a.1.x.jpg", "a.99999.jpg"])
+def test_numbers_may_be_padded(tmp_path: Path) -> None:
+    padded = [
+        *(member(f"a.{number:03d}.jpg", jpeg(picture(20 + number, 10))) for number in range(12)),
+        member("a.txt", b"text"),
+    ]
+    samples = list(read_samples(tar_of(tmp_path, padded), 12))
+    assert [decode_image(one).width for one in samples if isinstance(one, Sample)] == list(range(20, 32))
+    twice = [*views("a", (0, 1)), member("a.01.jpg", jpeg())]
+    assert [type(one) for one in read_samples(tar_of(tmp_path, twice), 2)] == [Sample, Reject]
+
+
+def test_a_view_may_have_a_caption_of_its_own(tmp_path: Path) -> None:
+    tar = tar_of(tmp_path, [*views("a", (0, 1)), member("a.1.txt", b"from behind")])
+    captions = [one.captions for one in read_samples(tar, 2) if isinstance(one, Sample)]
+    assert captions == [("caption of a",), ("from behind",)]
+
+
+@pytest.mark.parametrize("name", ["a.-1.jpg", "a.1.x.jpg", "a.99999.jpg", "a.view1.jpg"])
 def test_odd_numbers_are_no_views(tmp_path: Path, name: str) -> None:
     samples = list(read_samples(tar_of(tmp_path, [*views("a", (0, 1)), member(name, jpeg())]), 2))
     assert [type(one) for one in samples] == [Sample, Sample]

@@ -12,6 +12,8 @@ import pytest
 from flowkit.config import load_config
 from flowkit.errors import ConfigError
 from flowkit.evaluation import ridge
+from flowkit.evaluation.baselines import fit_baselines
+from flowkit.evaluation.tokens import evenly_spaced
 from flowkit.evaluation.transport import Transported
 from flowkit.features.samples import SampledTokens
 from flowkit.paths import Places
@@ -110,3 +112,37 @@ def test_what_these_tokens_cannot_have_is_refused(spec: Spec) -> None:
     with pytest.raises(ConfigError, match=r"17 x 96 = 1632 .* here 10; leave ridge_ot_flat out of baselines"):
         baselines.run(replace(spec, target={**spec.target, "baselines": "constant,ridge_ot_flat"}))
     assert not list(spec.places.samples("constant", "test").glob("*.json"))
+
+
+def test_objects_are_translated_view_by_view_and_the_constant_as_a_whole(tmp_path: Path) -> None:
+    solids = {"kind": "solids", "objects_per_shard": 4, "views": 2}
+    config = load_config(
+        {
+            **CONFIG,
+            "datasets": {
+                "train": {**solids, "objects": 12, "seed": 1},
+                "test": {**solids, "objects": 5, "seed": 2},
+            },
+            "evaluation": {"images": 4},
+            "baselines": ["constant", "nearest", "ridge", "ridge_token"],
+        }
+    )
+    plan = Plan(config, Places("small", tmp_path / "results", tmp_path))
+    for stage in ("shards", "weights", "extract", "pairs", "baselines"):
+        for job in plan.select(stage):
+            importlib.import_module(f"flowkit.stages.{stage}").run(job.spec)
+    (job,) = plan.select("baselines")
+    whole, images = (open_training_pairs(job.spec, "train", by_view=by_view) for by_view in (False, True))
+    assert (len(whole), len(images)) == (8, 16)
+    test = open_pairs(job.spec, "test", by_view=True)
+    source, target = images.source(evenly_spaced(16, 10)), images.target(evenly_spaced(16, 10))
+    fitted = fit_baselines(source, target, ["nearest", "ridge", "ridge_token"], inputs=30, scratch=tmp_path)
+    for name, baseline in fitted.items():
+        expected = np.concatenate(list(baseline.predict(test.source(np.arange(8)))))
+        made = predictions(job.spec, name)
+        assert made.keys == ["00000000", "00000001", "00000002", "00000003"]
+        np.testing.assert_allclose(made[:].reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)
+    mean = whole.target()[:].mean(0, dtype=np.float64)
+    np.testing.assert_allclose(
+        predictions(job.spec, "constant")[:], np.stack([mean] * 4), rtol=2e-3, atol=2e-3
+    )
