@@ -131,8 +131,10 @@ def _beside_views(best: str, rows: Sequence[SummaryRow]) -> Iterator[Goal]:
     for run, sampler in ((FLOW, best), (REGRESSION, directs[0] if directs else None)):
         if sampler is not None and _has(rows, run + BY_VIEW):
             paired = Figure(run, "r2", sampler, "low", less=run + BY_VIEW)
+            seeds = len({row["run"] for row in rows if without_seed(row["run"]) == run})
+            trained = "one training seed" if seeds == 1 else f"each of {seeds} training seeds"
             yield Goal(
-                f"{run} {sampler} gains R2 over {run}{BY_VIEW}: views are better translated together (paired)",
+                f"{run} {sampler} gains R2 over {run}{BY_VIEW}: views are better translated together (paired, {trained})",
                 [Condition(paired, "above", 0.0)],
             )
 

@@ -56,7 +56,11 @@ def test_differences_of_others_do_not_count():
 
 def test_every_seed_of_both_must_bear_it():
     both = [gain("flow", "flow_by_view", 0.01), gain("flow", "flow_by_view_seed_1", 0.02)]
-    assert [row["verdict"] for row in judged(both).values()] == ["shown"]
+    (row,) = judged(both).values()
+    assert row["verdict"] == "shown"
+    assert "one training seed" in row["goal"]
+    seeds = judged(both, [*RUNS, run("flow_seed_1", "euler-1", 0.9)])
+    assert "each of 2 training seeds" in next(iter(seeds.values()))["goal"]
     lost = [*both, gain("flow_seed_1", "flow_by_view_seed_1", -0.001)]
     assert [(row["verdict"], row["value"]) for row in judged(lost).values()] == [("not shown", -0.001)]
 
