@@ -134,7 +134,8 @@ def _beside_views(best: str, rows: Sequence[SummaryRow]) -> Iterator[Goal]:
             seeds = len({row["run"] for row in rows if without_seed(row["run"]) == run})
             trained = "one training seed" if seeds == 1 else f"each of {seeds} training seeds"
             yield Goal(
-                f"{run} {sampler} gains R2 over {run}{BY_VIEW}: views are better translated together (paired, {trained})",
+                f"{run} {sampler} gains R2 over {run}{BY_VIEW}: views are better translated together (paired, "
+                f"{trained})",
                 [Condition(paired, "above", 0.0)],
             )
 
