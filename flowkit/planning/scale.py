@@ -158,7 +158,7 @@ class ScalePlan:
             image_bytes += store_size(shape, 1001, kept).bytes - store_size(shape, 1000, kept).bytes
             if kept != "float16":
                 converting += self._of_all_tars(shape, "float16")
-        pairs = pairs_size(self.images)
+        pairs = pairs_size(self.images, self.tars.count)
         reads = {layout: self._read_bytes(storage, layout) for layout in LAYOUTS}
         return StoreLine(storage, stored + pairs, converting, image_bytes, reads, storage != "int8 both")
 

@@ -19,9 +19,11 @@ from flowkit.features.records import RecordLayout
 
 RESULT_FILES, RESULT_BYTES = 8, 7_000
 """Of every result beside its content: five documents, three folders."""
-DOCUMENT_BYTES, TABLE_BYTES, PAIRS_BYTES = 1_200, 3_000, 5_400
-SAMPLE_ROW_BYTES, KEY_ROW_BYTES, PAIR_ROW_BYTES = 150, 12, 12
+DOCUMENT_BYTES, TABLE_BYTES, PAIRS_BYTES = 1_200, 3_000, 7_200
+SAMPLE_ROW_BYTES, KEY_ROW_BYTES, PAIR_ROW_BYTES = 150, 12, 7
 """A line of samples.parquet with and without caption and digest, and of pairs.parquet."""
+PAIR_TAR_BYTES = 1_180
+"""What the pairs and their index of stores say of a tar."""
 METRICS_LINE_BYTES = 550
 TENSOR_BYTES = 120
 """How a tensor is described at the head of a safetensors file."""
@@ -119,9 +121,9 @@ def export_size(numbers: Sequence[int], consumers: int, images: int) -> Amount:
     return Amount(content + consumers * DOCUMENT_BYTES, 1 + 2 * consumers + 2 * len(numbers))
 
 
-def pairs_size(pairs: int) -> Amount:
-    """Return the size of a pairs table."""
-    return Amount(PAIRS_BYTES + pairs * PAIR_ROW_BYTES, RESULT_FILES + 1)
+def pairs_size(pairs: int, tars: int) -> Amount:
+    """Return the size of a pairs table and of the index of its stores."""
+    return Amount(PAIRS_BYTES + pairs * PAIR_ROW_BYTES + tars * PAIR_TAR_BYTES, RESULT_FILES + 2)
 
 
 def demo_tar_bytes(images: int) -> int:

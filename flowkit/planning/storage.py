@@ -186,7 +186,7 @@ class Storage:
     def _pairs(self, job: Job) -> Iterator[_Result]:
         dataset = job.spec.target["dataset"]
         images = self.data.images(dataset)
-        size = None if images is None else pairs_size(images)
+        size = None if images is None else pairs_size(images, len(self.data.tars(dataset)))
         yield _Result(DATA_ROOT, "pairs", job.folders[0], size, self.data.is_estimate(dataset))
 
     def _trained(self, job: Job) -> Iterator[_Result]:
