@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 
 import pytest
 from support import Project, copy_project
@@ -17,6 +18,19 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 # a shell makes what it starts in the background deaf to Ctrl-C, and so would be the drivers that tests press it on
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+OFFLINE = "HF_HUB_OFFLINE"
+
+
+@pytest.fixture(autouse=True)
+def _network_as_before() -> Iterator[None]:
+    """A command that a test runs in this process forbids the network for good; the next test may need it."""
+    before = os.environ.get(OFFLINE)
+    yield
+    os.environ.pop(OFFLINE, None)
+    if before is not None:
+        os.environ[OFFLINE] = before
 
 
 @pytest.fixture(scope="session")
