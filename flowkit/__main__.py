@@ -147,7 +147,7 @@ def _run_stage(spec: Spec, jobs: TrainingJobs, threads: int) -> None:
 def _write_into(folder: Path, stage: str, specs: list[Spec]) -> None:
     if stage != "export":
         raise ConfigError(f"flowkit {stage}: --to goes with flowkit export alone")
-    for path in importlib.import_module("flowkit.stages.export").run_into(specs, folder):
+    for path in importlib.import_module("flowkit.stages.export_into").run_into(specs, folder):
         typer.echo(str(path))
 
 

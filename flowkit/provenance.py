@@ -100,6 +100,21 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def sync_all(folder: Path) -> None:
+    """Flush every file and folder of a result to disk before it gets its final name."""
+    for path in [folder, *folder.rglob("*")]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def source_hash(source: str) -> str:
     """Return ten hex digits over the meaning of Python source: comments, docstrings and layout do not count."""
     tree = ast.parse(source)

@@ -10,6 +10,7 @@ neither the number of images nor on how fast the disk is. Rows that are not fini
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +27,17 @@ from flowkit.export.consumers import Consumer, demand_form
 from flowkit.export.layouts import Grid, Head, Pooled, RowMaker
 from flowkit.export.sources import TokenSource
 from flowkit.export.tensor_files import TENSOR, Format, TensorFile
+from flowkit.features.stream import disk_errors
 from flowkit.provenance import read_json, write_json
 
 KEYS, DESCRIPTION = "keys.json", "export.json"
 CHUNK_BYTES = 2**22
 """What a slot holds of tokens, or of finished rows, about."""
 WORKERS, SLOTS = 2, 4
+REFUSED = "refused when they were sampled: not finite, or beyond float16"
+LOST = "not finite, or without a direction"
+LeftOut = dict[str, dict[str, list[str]]]
+"""Keys by reason: under `samples` those of the data set, under `rows` those that an export gives its rows."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def write_export(
     `about` is added to the description: run, sampler, encoder and whatever else only the caller knows. `advance` is
     told how many images are done. With V views, a row of the source holds the tokens of all of them one after the
     other, and image `k` makes the rows `k.0` to `k.V-1`. Raises `ConfigError` for tokens that do not hold what the
-    consumer takes, `StoreError` for tokens that do not divide into views, damaged records or a full disk.
+    consumer takes, `StoreError` for tokens that do not divide into views, damaged records, a full disk, or where no
+    row is left.
     """
     demand_form(consumer, content.layout)
     make_row = _row_maker(consumer, source, content)
@@ -87,23 +94,39 @@ def write_export(
                 rows = np.delete(rows, slot.lost, axis=0)
             file.append(rows)
             advance(slot.taken)
+        left_out = {"samples": {REFUSED: source.refused_keys}, "rows": {LOST: lost}}
+        if len(lost) == len(keys):
+            raise StoreError(_nothing_left(consumer, source, left_out))
         shape = file.finish()
-    left_out = set(lost)
-    write_json(folder / KEYS, [key for key in keys if key not in left_out])
+    gone = set(lost)
+    write_json(folder / KEYS, [key for key in keys if key not in gone])
     described = {
         **_described(consumer, content, file_format, shape),
-        "left_out": {
-            "refused when they were sampled: not finite, or beyond float16": source.refused_keys,
-            "not finite, or without a direction": lost,
-        },
+        "left_out": left_out,
         **(about or {}),
     }
     write_json(folder / DESCRIPTION, described)
     return described
 
 
+def _nothing_left(consumer: Consumer, source: TokenSource, left_out: LeftOut) -> str:
+    counts = [
+        f"{len(keys)} {what} {reason}"
+        for what, reasons in left_out.items()
+        for reason, keys in reasons.items()
+        if keys
+    ]
+    if not counts:
+        return f"{consumer.name}: there are no samples to export; sample the run again"
+    return (
+        f"{consumer.name}: no row is left to export: {'; '.join(counts)}; the run has diverged, lower its learning "
+        "rate or guidance"
+    )
+
+
 def share_export(folder: Path, consumer: Consumer, made: Path) -> dict[str, Any]:
-    """Make an export for a consumer that takes what lies in `made` for another one: the same files, by hard links.
+    """Make an export for a consumer that takes what lies in `made` for another one: the same files, by hard links
+    where the file system has them.
 
     Returns the description; raises `ValueError` if the two take different forms.
     """
@@ -112,7 +135,13 @@ def share_export(folder: Path, consumer: Consumer, made: Path) -> dict[str, Any]
         raise ValueError(f"{consumer.name} takes {consumer.form}, {made} holds {described['layout']}")
     folder.mkdir(parents=True)
     for name in (described["file"], KEYS):
-        os.link(made / name, folder / name)
+        try:
+            os.link(made / name, folder / name)
+        except (
+            OSError
+        ):  # some file systems have no hard links; where it is the disk that is full, the copy says so
+            with disk_errors(folder / name):
+                shutil.copyfile(made / name, folder / name)
     described |= _of_consumer(consumer)
     write_json(folder / DESCRIPTION, described)
     return described

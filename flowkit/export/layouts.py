@@ -67,7 +67,9 @@ class Pooled:
         embedded_BP = first_B1D[:, 0] if self._head is None else apply_head(first_B1D, dict(self._head))
         length_B1 = torch.linalg.vector_norm(embedded_BP, dim=1, keepdim=True)
         out.copy_(embedded_BP / length_B1)
-        without_direction = torch.nonzero(~torch.isfinite(out).all(dim=1)).flatten().tolist()
+        # a length beyond float32 would make zeros of numbers that are finite themselves
+        has_direction_B = (torch.isfinite(length_B1) & (length_B1 > 0))[:, 0] & torch.isfinite(out).all(dim=1)
+        without_direction = torch.nonzero(~has_direction_B).flatten().tolist()
         return sorted({*not_finite(tokens_BTD), *without_direction})
 
 

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 
 from flowkit.encoders.head import apply_head
-from flowkit.errors import StoreError
 from flowkit.evaluation.collected import Embed, collect_true
 from flowkit.evaluation.details import per_image
 from flowkit.evaluation.differences import WITHOUT
@@ -39,6 +38,7 @@ from flowkit.stages.classes import image_class_names
 from flowkit.stages.device import best_device
 from flowkit.stages.evaluation_set import evaluation_count
 from flowkit.stages.paired import open_pairs, open_training_pairs
+from flowkit.stages.sample_keys import demand_all_keys, demand_same_keys
 from flowkit.stages.session import Session, Spec, committed, open_session
 
 DETERMINISTIC = (CLOSED_FORM, "direct-1")
@@ -107,10 +107,9 @@ def scores_of(
     `keys` are those of the evaluation's images. Samples that were refused when they were written are counted and named;
     then nothing is measured.
     """
-    for samples in sets:
+    demand_all_keys(keys, sets[0], sampler)
+    for samples in sets[1:]:
         demand_same_keys(keys, samples, sampler)
-    if (images := len(sets[0]) + len(sets[0].refused_keys)) != len(keys):
-        raise StoreError(f"samples of {sampler}: {images} images, expected {len(keys)}; sample the run again")
     if refused := [key for samples in sets for key in samples.refused_keys]:
         logger.warning("sampler=%s refused=%d first=%s", sampler, len(refused), refused[0])
         cure = "" if sampler == CLOSED_FORM else ": the run has diverged, lower its learning rate or guidance"
@@ -206,24 +205,6 @@ def embedding_of(layout: str, head_folder: Path, views: int = 1) -> Embed | None
         return of_views.reshape(len(tokens_NTD), views, -1).mean(axis=1)
 
     return embed if views == 1 else embed_views
-
-
-def demand_same_keys(expected: Sequence[str], samples: Samples, sampler: str) -> None:
-    """Raise `StoreError` naming the first key that differs, unless samples are those of the first images, in order.
-
-    Samples that were refused are gaps between the others.
-    """
-    count = len(samples) + len(samples.refused_keys)
-    if count > len(expected):
-        raise StoreError(
-            f"samples of {sampler}: {count} images, expected {len(expected)}; sample the run again"
-        )
-    for index, found in zip(samples.indices, samples.keys, strict=True):
-        if found != expected[index]:
-            raise StoreError(
-                f"samples of {sampler}: place {index} holds image {found!r}, expected {expected[index]!r}; "
-                "sample the run again"
-            )
 
 
 def _cost_rows(counts: dict[str, Any], sampler: str) -> list[MetricRow]:

@@ -27,7 +27,15 @@ from typing import Any
 from flowkit.errors import FlowkitError, StageError
 from flowkit.paths import MANIFEST, RUN_RECORD, Places
 from flowkit.progress import logger
-from flowkit.provenance import RunRecord, digest_of, file_digest, folder_digests, read_json, write_json
+from flowkit.provenance import (
+    RunRecord,
+    digest_of,
+    file_digest,
+    folder_digests,
+    read_json,
+    sync_all,
+    write_json,
+)
 from flowkit.runtime import exclusive
 
 SCHEMA = 1
@@ -112,7 +120,7 @@ class Session:
         of the work that is the result; without it, all of it is.
         """
         made = self.work if folder is None else folder
-        _sync(made)
+        sync_all(made)
         digests = {name: value for name, value in self.digests(made).items() if name not in untracked}
         content = digest_of(digests)[:16]
         manifest = {"schema": SCHEMA, "stage": self.spec.stage, "content": content, "files": digests}
@@ -261,13 +269,3 @@ def _prune(folder: Path, *, keep: str) -> None:
             shutil.rmtree(folder / content, ignore_errors=True)
         else:
             kept.add(content)
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file and folder of a result to disk before it gets its final name."""
-    for path in [folder, *folder.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -43,21 +43,27 @@ def head_tensors() -> dict[str, torch.Tensor]:
 
 
 def write_results(
-    root: Path, *, encoder: str = EXPECTED_ENCODER, predicted: dict[str, NDArray[np.floating]] | None = None
+    root: Path,
+    *,
+    encoder: str = EXPECTED_ENCODER,
+    predicted: dict[str, NDArray[np.floating]] | None = None,
+    tokens: NDArray[np.floating] | None = None,
 ) -> Places:
     """Results of an experiment with the run `flow`, as far as its samples; `predicted` by sampler."""
     places = Places("toy", root / "results", root / "data")
-    tokens = true_tokens()
+    tokens = true_tokens() if tokens is None else tokens
     for side, name in (("source", "demo-eva"), ("target", encoder)):
         folder = places.store("test", side, "00000.tar")
         with TokenStoreWriter(
             folder / "content",
-            token_shape=(TOKENS, CHANNELS),
+            token_shape=tokens.shape[1:],
             pooled_width=WIDTH,
             attributes={
                 "encoder": name,
                 "has_cls": True,
                 "grid": [2, 2],
+                "weights_sha256": f"sha256 of {side}",
+                "preprocessing": {"resize": f"that of {side}"},
                 "source": {"name": "00000.tar", "sha256": "0"},
             },
         ) as writer:
@@ -82,12 +88,14 @@ def write_results(
     return places
 
 
-def write_samples(places: Places, run: str, predicted: dict[str, NDArray[np.floating]]) -> None:
+def write_samples(
+    places: Places, run: str, predicted: dict[str, NDArray[np.floating]], *, keys: list[str] = KEYS
+) -> None:
     """Committed samples of a run."""
     folder = places.samples(run, "test")
     for sampler, tokens in predicted.items():
         write_tokens(
-            folder / "content" / sampler, [tokens], {"run": run, "sampler": sampler}, keys=KEYS[: len(tokens)]
+            folder / "content" / sampler, [tokens], {"run": run, "sampler": sampler}, keys=keys[: len(tokens)]
         )
     write_manifest(folder, {"samplers": list(predicted), "images": IMAGES})
 

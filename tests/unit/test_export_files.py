@@ -123,7 +123,7 @@ def test_images_that_are_not_finite_are_left_out_and_named(tmp_path: Path, file_
     export = read_export(tmp_path / "out")
     assert export.keys == [KEYS[row] for row in kept]
     assert np.array_equal(export.embeddings.numpy(), values[kept, 1:])
-    assert made["left_out"]["not finite, or without a direction"] == [KEYS[row] for row in (3, 7, 8)]
+    assert made["left_out"]["rows"][exporter.LOST] == [KEYS[row] for row in (3, 7, 8)]
 
 
 def test_samples_that_were_refused_are_named(tmp_path: Path, tokens: NDArray[np.float16]) -> None:
@@ -133,7 +133,7 @@ def test_samples_that_were_refused_are_named(tmp_path: Path, tokens: NDArray[np.
     made = write_export(
         tmp_path / "out", CONSUMERS["shap-e"], StoredTokens(tmp_path / "store"), Content("cls_patches")
     )
-    assert made["left_out"]["refused when they were sampled: not finite, or beyond float16"] == [KEYS[5]]
+    assert made["left_out"]["samples"][exporter.REFUSED] == [KEYS[5]]
     assert read_export(tmp_path / "out").keys == KEYS[:5] + KEYS[6:]
 
 
@@ -142,6 +142,27 @@ def test_an_embedding_without_direction_is_left_out(tmp_path: Path) -> None:
     values[1] = 0
     write_export(tmp_path / "out", CONSUMERS["openshape"], ArrayTokens(values, KEYS[:3]), Content("pooled"))
     assert read_export(tmp_path / "out").keys == [KEYS[0], KEYS[2]]
+
+
+def test_an_embedding_whose_length_overflows_is_left_out(tmp_path: Path) -> None:
+    """Its numbers are finite and its length is not: divided by it, they would be zeros that look like an embedding."""
+    values = np.ones((3, 1, 4), np.float32)
+    values[1] = 3e38
+    made = write_export(
+        tmp_path / "out", CONSUMERS["openshape"], ArrayTokens(values, KEYS[:3]), Content("pooled")
+    )
+    export = read_export(tmp_path / "out")
+    assert (export.keys, made["left_out"]["rows"][exporter.LOST]) == ([KEYS[0], KEYS[2]], [KEYS[1]])
+    torch.testing.assert_close(export.embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_an_export_of_no_row_is_refused(tmp_path: Path) -> None:
+    values = np.full((3, TOKENS, CHANNELS), np.nan, np.float32)
+    with pytest.raises(StoreError, match="point-e: no row is left to export: 3 rows not finite"):
+        write_export(
+            tmp_path / "out", CONSUMERS["point-e"], ArrayTokens(values, KEYS[:3]), Content("cls_patches")
+        )
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.usefixtures("_chunks")

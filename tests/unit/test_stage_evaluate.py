@@ -11,7 +11,8 @@ import torch
 from flowkit.errors import StoreError
 from flowkit.evaluation.score import METRICS
 from flowkit.features.samples import open_samples, write_tokens, write_unrounded
-from flowkit.stages.evaluate import demand_same_keys, embedding_of, scores_of, texts_of
+from flowkit.stages.evaluate import embedding_of, scores_of, texts_of
+from flowkit.stages.sample_keys import demand_same_keys
 
 KEYS = ["a", "b", "c", "d"]
 
