@@ -1,7 +1,7 @@
 """What to override in each consumer so that it takes exported rows in the place of images.
 
 Nothing here imports a consumer: a hook is handed the object that the consumer's own code made. Each is a context; after
-it the object is as it was. Shapes: N images, T patches, D channels, P embedding width.
+it the object is as it was, also where contexts are nested. Shapes: N images, T patches, D channels, P embedding width.
 
     point-e, shap-e, point-e-imagevec    given_embeddings(model, rows): the samplers ask the model for its conditions
     shap-e-diffusers                     given_image_embeds(pipeline, rows), or the prior alone with prior_condition
@@ -19,14 +19,37 @@ import torch
 from flowkit.errors import StoreError
 
 
+class InPlaceOfAnImage:
+    """What is passed to a sampler as an image while a hook answers for it; no encoder can take it for a picture.
+
+    `None` would not do: Point-E and Shap-E encode it as a black image, so a model without its hook would be
+    conditioned on black and nobody would notice.
+    """
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(REFUSAL)
+
+    def __repr__(self) -> str:
+        return f"<{REFUSAL}>"
+
+
+REFUSAL = "stands for an exported row and cannot be encoded: this model needs a hook of its own"
+
+
 @contextmanager
-def given_embeddings(model: Any, embeddings: torch.Tensor) -> Iterator[None]:
+def given_embeddings(model: Any, embeddings: torch.Tensor) -> Iterator[list[InPlaceOfAnImage]]:
     """Let a model of the original Point-E or Shap-E be conditioned on exported rows [N, D, T] or [N, P].
 
     Their samplers call `model.cached_model_kwargs(batch_size, model_kwargs)`, which would encode
-    `model_kwargs["images"]`; guidance appends its zeros to what comes back. Pass any list of N images, for instance
-    `dict(images=[None] * N)`. A model that is given no images, as Point-E's upsampler may be, is left to itself. For a
-    sampler of two models use one context for each.
+    `model_kwargs["images"]`; guidance appends its zeros to what comes back. Yields what to pass: N stand-ins that no
+    encoder takes,
+
+        with given_embeddings(model, rows) as images:
+            sampler.sample_batch(len(images), dict(images=images))
+
+    A sampler of two models needs a context for each, or the second one fails on the stand-ins. Point-E's upsampler
+    takes patches: beside `base40M-imagevec`, give it the rows of a second export, point-e, or let the sampler keep the
+    images from it with `model_kwargs_key_filter=("*", "")`. A model that is given no images is left to itself.
     """
     encode: Callable[[int, dict[str, Any]], dict[str, Any]] = model.cached_model_kwargs
 
@@ -37,11 +60,8 @@ def given_embeddings(model: Any, embeddings: torch.Tensor) -> Iterator[None]:
         others = {key: value for key, value in model_kwargs.items() if key not in ("images", "texts")}
         return {"embeddings": embeddings.to(_device_of(model)), **others}
 
-    model.cached_model_kwargs = given
-    try:
-        yield
-    finally:
-        del model.cached_model_kwargs
+    with _standing_in(model, "cached_model_kwargs", given):
+        yield [InPlaceOfAnImage() for _ in range(len(embeddings))]
 
 
 @contextmanager
@@ -49,8 +69,8 @@ def given_image_embeds(pipeline: Any, embeddings: torch.Tensor) -> Iterator[torc
     """Let diffusers' ShapEImg2ImgPipeline be conditioned on exported rows [N, T, D].
 
     Its `_encode_image` is what knows the image encoder; the rows stand in for what that returns: repeated for
-    `num_images_per_prompt`, behind as many zeros where there is guidance. Yields what to pass as `image`: a stand-in
-    that tells the pipeline the number of images.
+    `num_images_per_prompt`, behind as many zeros where there is guidance, in the type of the prior's weights. Yields
+    what to pass as `image`: a stand-in that tells the pipeline the number of images.
     """
 
     def encode(
@@ -61,13 +81,29 @@ def given_image_embeds(pipeline: Any, embeddings: torch.Tensor) -> Iterator[torc
     ) -> torch.Tensor:
         _demand_rows(embeddings, len(image))
         rows = embeddings.repeat_interleave(num_images_per_prompt, dim=0)
-        return prior_condition(rows, is_guided=do_classifier_free_guidance).to(device)
+        condition = prior_condition(rows, is_guided=do_classifier_free_guidance)
+        return condition.to(device=device, dtype=pipeline.prior.dtype)
 
-    pipeline._encode_image = encode
-    try:
+    with _standing_in(pipeline, "_encode_image", encode):
         yield torch.zeros(len(embeddings), 1)
+
+
+@contextmanager
+def _standing_in(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of one object, and put back what the object itself had under this name, if anything.
+
+    Shap-E's models hold the method of a model inside them as an attribute of their own: to delete what stands under the
+    name would take it from them.
+    """
+    is_own, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, stand_in)
+    try:
+        yield
     finally:
-        del pipeline._encode_image
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 def prior_condition(embeddings_NTD: torch.Tensor, *, is_guided: bool) -> torch.Tensor:

@@ -18,12 +18,14 @@ import pytest
 import torch
 from diffusers import PriorTransformer, ShapEImg2ImgPipeline
 from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from unit.prior_material import LATENT_WIDTH, LATENTS, heun_scheduler, tiny_prior, write_weights
 from unit.reference_material import random_reference, same_tower
 
 from flowkit.encoders.contract import FrozenEncoder
 from flowkit.errors import StoreError
+from flowkit.export import layouts
 from flowkit.export.consumers import CONSUMERS
 from flowkit.export.exporter import Content, write_export
 from flowkit.export.hooks import (
@@ -32,6 +34,7 @@ from flowkit.export.hooks import (
     prior_condition,
     shape_similarity,
 )
+from flowkit.export.layouts import Grid
 from flowkit.export.reading import read_export
 from flowkit.export.sources import ArrayTokens, StoredTokens, TokenSource
 from flowkit.features.samples import write_tokens
@@ -41,6 +44,7 @@ SEEN = 1e-3
 """A fault must change the prior's output by this much at least, a hundred times the bar."""
 KEYS = ["one", "two", "three"]
 LAYER_NORM = torch.nn.functional.layer_norm
+GRID_FILL, APPLY_HEAD = Grid.fill, layouts.apply_head
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/shap_e_from_export.py"
 
 
@@ -161,6 +165,86 @@ def test_every_fault_is_seen(scene: Scene, tmp_path: Path, fault: str) -> None:
     assert relative(scene.output(FAULTS[fault](scene, rows)), scene.reference()) > SEEN
 
 
+def _interleaved(self: Grid, out: torch.Tensor, tokens_BTD: torch.Tensor) -> list[int]:
+    """Even channels before odd ones."""
+    lost = GRID_FILL(self, out, tokens_BTD)
+    out.copy_(torch.cat([out[..., ::2], out[..., 1::2]], -1))
+    return lost
+
+
+def _normalised(self: Grid, out: torch.Tensor, tokens_BTD: torch.Tensor) -> list[int]:
+    """A norm over channels with weights, as the tower's final one has: the consumer's own norm does not undo it."""
+    lost = GRID_FILL(self, out, tokens_BTD)
+    out.copy_(LAYER_NORM(out, out.shape[-1:]) * torch.linspace(0.5, 2, out.shape[-1]))
+    return lost
+
+
+def _last_dropped(self: Grid, out: torch.Tensor, tokens_BTD: torch.Tensor) -> list[int]:
+    """The class token kept, the last patch left out."""
+    return GRID_FILL(self, out, torch.cat([tokens_BTD[:, -1:], tokens_BTD[:, :-1]], 1))
+
+
+def _scaled(self: Grid, out: torch.Tensor, tokens_BTD: torch.Tensor) -> list[int]:
+    """Every other channel a twentieth too large."""
+    lost = GRID_FILL(self, out, tokens_BTD)
+    out[:, :, ::2] *= 1.05
+    return lost
+
+
+MISMADE = {
+    "channel order": _interleaved,
+    "a norm of its own": _normalised,
+    "wrong token dropped": _last_dropped,
+    "half of the channels scaled": _scaled,
+}
+
+
+@pytest.mark.parametrize("fault", MISMADE)
+def test_rows_that_are_made_wrongly_are_seen(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The comparison of the first test fails for an export whose own code is at fault."""
+    monkeypatch.setattr(Grid, "fill", MISMADE[fault])
+    rows = exported(tmp_path / "out", "shap-e-diffusers", scene.tokens_NTD)
+    assert relative(scene.output(rows), scene.reference()) > SEEN
+
+
+def _embeddings(scene: Scene, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exported embeddings, and those of the pipeline's tower through transformers' own norm, with our projection."""
+    head = scene.encoder.head()
+    source = ArrayTokens(scene.tokens_NTD.numpy(), KEYS)
+    write_export(folder, CONSUMERS["openshape"], source, Content("cls_patches", head=head))
+    with torch.no_grad():
+        pooled = scene.pipeline.image_encoder(scene.pixels_NCHW).pooler_output  # behind the final norm
+        expected = torch.nn.functional.normalize(pooled @ head["projection.weight"].T, dim=1)
+    return read_export(folder).embeddings, expected
+
+
+def test_pooled_rows_are_the_towers_own(scene: Scene, tmp_path: Path) -> None:
+    found, expected = _embeddings(scene, tmp_path / "out")
+    assert relative(found, expected) <= BAR
+
+
+POOLED_FAULTS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "another image's class token": (
+        "apply_head",
+        lambda tokens, head: APPLY_HEAD(tokens.roll(1, 0), head),
+    ),
+    "no final norm": ("apply_head", lambda tokens, head: tokens[:, 0] @ head["projection.weight"].T),
+    "channel order": ("apply_head", lambda tokens, head: APPLY_HEAD(tokens, head).roll(1, 1)),
+}
+
+
+@pytest.mark.parametrize("fault", POOLED_FAULTS)
+def test_pooled_rows_that_are_made_wrongly_are_seen(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    name, wrong = POOLED_FAULTS[fault]
+    monkeypatch.setattr(layouts, name, wrong)
+    found, expected = _embeddings(scene, tmp_path / "out")
+    assert relative(found, expected) > SEEN
+
+
 UNSEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "patches of one length": lambda rows: torch.nn.functional.normalize(rows, dim=2) * 30,
     "transposed grid": lambda rows: rows.reshape(3, 16, 16, 1024).transpose(1, 2).reshape(3, 256, 1024),
@@ -235,20 +319,90 @@ def conditions(model: Original, batch_size: int, model_kwargs: dict[str, object]
     return {key: torch.cat([value, torch.zeros_like(value)]) for key, value in found.items()}
 
 
-def test_the_originals_take_rows_in_the_place_of_images() -> None:
+class Split(torch.nn.Module):
+    """How Shap-E wraps its models: the method of the wrapped one is an attribute of the wrapping object itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapped = Original()
+        self.cached_model_kwargs = self.wrapped.cached_model_kwargs
+
+
+@pytest.fixture(params=[Original, Split])
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return request.param()
+
+
+def test_the_originals_take_rows_in_the_place_of_images(model: Original) -> None:
     rows, low = torch.randn(3, 4, 2), torch.randn(3, 6, 5)
-    model = Original()
-    with given_embeddings(model, rows):
-        found = conditions(model, 3, {"images": [None] * 3})
+    with given_embeddings(model, rows) as images:
+        assert len(images) == 3
+        found = conditions(model, 3, {"images": images})
         assert list(found) == ["embeddings"]
         assert torch.equal(found["embeddings"][:3], rows)
-        upsampled = conditions(model, 3, {"images": [None] * 3, "low_res": low})
+        upsampled = conditions(model, 3, {"images": images, "low_res": low})
         assert torch.equal(upsampled["low_res"][:3], low)
         assert not conditions(model, 3, {"low_res": low})["embeddings"].any(), "no images, no rows"
         with pytest.raises(StoreError, match="3 exported rows for a batch of 4 images"):
-            conditions(model, 4, {"images": [None] * 4})
+            conditions(model, 4, {"images": [*images, images[0]]})
+    for _ in range(2):  # as before, and after a second use
+        with pytest.raises(AssertionError, match="would encode"):
+            conditions(model, 3, {"images": images})
+        with given_embeddings(model, rows):
+            pass
+
+
+def test_nested_hooks_give_back_the_one_outside(model: Original) -> None:
+    outer, inner = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    with given_embeddings(model, outer) as images:
+        with given_embeddings(model, inner):
+            assert torch.equal(conditions(model, 3, {"images": images})["embeddings"][:3], inner)
+        assert torch.equal(conditions(model, 3, {"images": images})["embeddings"][:3], outer)
     with pytest.raises(AssertionError, match="would encode"):
-        conditions(model, 3, {"images": [None] * 3})
+        conditions(model, 3, {"images": images})
+
+
+def test_a_pipelines_hooks_may_be_nested(scene: Scene) -> None:
+    outer, inner = torch.randn(1, 4, 1024), torch.randn(1, 4, 1024)
+    own = scene.pipeline._encode_image
+    with given_image_embeds(scene.pipeline, outer) as image:
+        with given_image_embeds(scene.pipeline, inner):
+            assert torch.equal(scene.pipeline._encode_image(image, "cpu", 1, False), inner)
+        assert torch.equal(scene.pipeline._encode_image(image, "cpu", 1, False), outer)
+    assert scene.pipeline._encode_image == own
+
+
+def test_a_stand_in_is_no_picture_to_anyone() -> None:
+    """A model that was forgotten must fail; as None its images would be black ones."""
+    with given_embeddings(Original(), torch.randn(2, 4, 2)) as images:
+        pass
+    preprocess = Compose([Resize(8), CenterCrop(8), ToTensor()])  # as CLIP's own
+    for image in images:
+        assert image is not None
+        with pytest.raises(TypeError):
+            preprocess(image)
+        with pytest.raises(TypeError, match="needs a hook of its own"):
+            np.asarray(image)
+
+
+def test_a_pipeline_in_half_precision_takes_rows(scene: Scene, tmp_path: Path) -> None:
+    """Rows are float32; the weights that they meet may not be."""
+    rows = exported(tmp_path / "out", "shap-e-diffusers", scene.tokens_NTD)
+    pipeline = ShapEImg2ImgPipeline(
+        prior=tiny_prior(1024).half(),
+        image_encoder=scene.pipeline.image_encoder,
+        image_processor=None,
+        scheduler=heun_scheduler(),
+        shap_e_renderer=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(3, LATENTS * LATENT_WIDTH, generator=torch.Generator().manual_seed(1))
+    options = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 3.0}
+    with given_image_embeds(pipeline, rows) as image:
+        found = pipeline(image, latents=latents.half(), **options).images
+    with given_image_embeds(scene.pipeline, rows) as image:
+        expected = scene.pipeline(image, latents=latents, **options).images
+    assert relative(found.float(), expected) < 0.02
 
 
 def test_guidance_puts_zeros_first() -> None:
