@@ -35,22 +35,23 @@ class Export(Section):
         "towers.",
     )
 
+    @field_validator("consumers", "runs", "samplers", mode="before")
+    @classmethod
+    def _names(cls, names: Any) -> Any:
+        """A single name is a list of one; YAML reads a plain `true` as a switch."""
+        names = [names] if isinstance(names, str) or names is True else names
+        return ["true" if name is True else name for name in names] if isinstance(names, list) else names
+
     @field_validator("consumers", mode="before")
     @classmethod
     def _known(cls, names: Any) -> Any:
         known = get_args(ConsumerName)
-        for name in names if isinstance(names, (list, tuple)) else ():
+        for name in names if isinstance(names, (list, tuple)) else (names,) if isinstance(names, str) else ():
             if name not in known:
                 raise ValueError(
                     f"{name!r} is no consumer, they are {', '.join(known)}{nearest(str(name), known)}"
                 )
         return names
-
-    @field_validator("runs", mode="before")
-    @classmethod
-    def _true_is_a_name(cls, names: Any) -> Any:
-        """YAML reads a plain `true` as a switch."""
-        return ["true" if name is True else name for name in names] if isinstance(names, list) else names
 
     @field_validator("consumers", "runs", "samplers")
     @classmethod

@@ -22,6 +22,17 @@ def exported_runs(config: Config) -> list[str]:
     return list(config.runs if config.export.runs is None else config.export.runs)
 
 
+def exporting(config: Config, run: str) -> Config:
+    """Return a configuration that exports one run or baseline; raises `ConfigError` for a name that is neither."""
+    known = list(dict.fromkeys([*config.runs, *config.baselines, TRUE]))
+    if run not in known:
+        raise ConfigError(
+            f"export: --run {run} is none of {', '.join(known)}, the names that export.runs may have"
+            f"{nearest(run, known)}"
+        )
+    return config.model_copy(update={"export": config.export.model_copy(update={"runs": (run,)})})
+
+
 def demand_exportable(config: Config) -> None:
     """Raise `ConfigError` for an export that must fail, before anything is trained for it."""
     settings, encoder = config.export, config.encoders.target.name

@@ -20,7 +20,14 @@ from flowkit.provenance import canonical_json
 from flowkit.sections import CEILINGS, Model, Objective, Sampling, Train
 from flowkit.seeds import BY_VIEW, without_seed
 from flowkit.stages.data_jobs import EXTRACT_MEMORY_MB, DataPlan
-from flowkit.stages.export_jobs import TRUE, consumer_files, demand_exportable, export_values, exported_runs
+from flowkit.stages.export_jobs import (
+    TRUE,
+    consumer_files,
+    demand_exportable,
+    export_values,
+    exported_runs,
+    exporting,
+)
 from flowkit.stages.graph import nodes_of
 from flowkit.stages.jobs import Job, rule_word
 
@@ -88,9 +95,12 @@ class Plan(DataPlan):
     def select(self, stage: str, **target: str | None) -> list[Job]:
         """Return the jobs of a stage whose target has the given values; raises `ConfigError` if there is none.
 
-        `run` also finds the job that serves several runs or baselines at once.
+        `run` also finds the job that serves several runs or baselines at once; where export.runs is null, it names the
+        run or baseline that is exported.
         """
         wanted = {key: value for key, value in target.items() if value is not None}
+        if stage == "export" and (run := wanted.get("run")) is not None and self.config.export.runs is None:
+            return replace(self, config=exporting(self.config, run)).select(stage, **target)
         of_stage = [job for job in self.jobs.values() if job.spec.stage == stage]
         if stage == "export" and not of_stage:
             raise ConfigError(
@@ -99,6 +109,11 @@ class Plan(DataPlan):
             )
         found = [job for job in of_stage if all(_serves(job, key, value) for key, value in wanted.items())]
         if not found:
+            if stage == "export":
+                raise ConfigError(
+                    f"export: no job for {wanted}, export.runs names {', '.join(exported_runs(self.config))}; add "
+                    f"--set 'export.runs=[{wanted.get('run', 'RUN')}]' --to FOLDER"
+                )
             known = ", ".join(sorted(job.name for job in of_stage))
             raise ConfigError(f"{stage}: no job for {wanted}, this experiment has {known}")
         return found

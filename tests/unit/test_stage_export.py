@@ -442,6 +442,44 @@ def test_jobs_are_one_per_run(tmp_path: Path) -> None:
     assert "samplers" not in chosen["export_true"].values["export"]
 
 
+def test_a_single_name_is_a_list_of_one(tmp_path: Path) -> None:
+    places = Places("toy", tmp_path / "results", tmp_path / "data")
+    settings = ("export.any_encoder=true", "export.consumers=point-e", "export.runs=true")
+    plan = Plan(load_config(CONFIG, settings), places, 1)
+    assert list(_exports(plan)) == ["export_true"]
+    assert plan.config.export.consumers == ("point-e",)
+    with pytest.raises(
+        ConfigError, match=r"export.consumers=.*'pointe' is no consumer.*did you mean 'point-e'"
+    ):
+        load_config(CONFIG, ("export.consumers=pointe",))
+
+
+@pytest.mark.parametrize("run", ["flow", "ridge", "true"])
+def test_any_known_run_can_be_chosen_by_hand(tmp_path: Path, run: str) -> None:
+    (job,) = _plan(tmp_path, consumers=["point-e"]).select("export", run=run)
+    assert job.spec.target["run"] == run
+
+
+def test_true_needs_no_class_token_in_the_layout(tmp_path: Path) -> None:
+    """Stores hold one; what trained runs could not give is not asked of them."""
+    raw = {**CONFIG, "data": {**CONFIG["data"], "layout": "patches"}}
+    raw["export"] = {"any_encoder": True, "consumers": ["openshape"]}
+    plan = Plan(load_config(raw), Places("toy", tmp_path / "results", tmp_path / "data"), 1)
+    (job,) = plan.select("export", run="true")
+    assert job.spec.target["run"] == "true"
+    with pytest.raises(ConfigError, match="layout=patches has none"):
+        plan.select("export", run="flow")
+
+
+def test_a_run_that_is_not_exported_is_named_with_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--run flo is none of flow.*export\.runs.*did you mean 'flow'"):
+        _plan(tmp_path, consumers=["point-e"]).select("export", run="flo")
+    with pytest.raises(ConfigError, match=r"export.runs names flow; add --set 'export\.runs=\[ridge\]' --to"):
+        _plan(tmp_path, consumers=["point-e"], runs=["flow"]).select("export", run="ridge")
+    with pytest.raises(ConfigError, match=r"export.consumers and export.runs name nothing"):
+        _plan(tmp_path).select("export", run="true")
+
+
 @pytest.mark.parametrize(
     ("export", "reason"),
     [
