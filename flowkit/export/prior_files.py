@@ -23,7 +23,7 @@ def prior_files(consumer: str) -> tuple[Path, ...]:
         if not (folder / name).is_file():
             raise ConfigError(
                 f"evaluation.consumer={consumer}: {folder / name} is missing; expected a folder as "
-                "`hf download openai/shap-e-img2img` leaves it, with safetensors"
+                "`hf download openai/shap-e-img2img --local-dir shap-e-img2img` leaves it, with safetensors"
             )
     return tuple(folder / name for name in FILES)
 

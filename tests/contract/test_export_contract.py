@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import PriorTransformer, ShapEImg2ImgPipeline
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from typer.testing import CliRunner
 from unit.prior_material import LATENT_WIDTH, LATENTS, heun_scheduler, tiny_prior, write_weights
 from unit.reference_material import random_reference, same_tower
 
@@ -421,14 +423,13 @@ def test_shapes_of_another_clip_are_refused() -> None:
 def test_the_example_makes_latents_of_an_export(scene: Scene, tmp_path: Path) -> None:
     exported(tmp_path / "out", "shap-e-diffusers", scene.tokens_NTD)
     example = runpy.run_path(str(EXAMPLE))
-    example["main"](
-        tmp_path / "out", write_weights(tmp_path / "weights", 1024), tmp_path / "latents.npz", steps=4
-    )
+    weights = write_weights(tmp_path / "weights", 1024)
+    example["main"](tmp_path / "out", weights, tmp_path / "latents.npz", steps=4, device="cpu")
     with np.load(tmp_path / "latents.npz") as made:
         assert made["keys"].tolist() == KEYS
         assert made["latents"].shape == (3, LATENTS * LATENT_WIDTH)
         latents = torch.from_numpy(made["latents"])
-    start = torch.randn(3, LATENTS * LATENT_WIDTH, generator=torch.Generator().manual_seed(0))
+    start = example["start_noise"](KEYS, (LATENTS, LATENT_WIDTH), seed=0).flatten(1)
     theirs = scene.pipeline(
         scene.pixels_NCHW,
         latents=start * _initial_sigma(),
@@ -437,6 +438,21 @@ def test_the_example_makes_latents_of_an_export(scene: Scene, tmp_path: Path) ->
         output_type="latent",
     ).images
     torch.testing.assert_close(latents, theirs.flatten(1), rtol=1e-3, atol=1e-3)
+    alone = [str(tmp_path / "out"), str(weights), str(tmp_path / "alone.npz"), "--key", KEYS[2]]
+    command = typer.Typer()
+    command.command()(example["main"])
+    done = CliRunner().invoke(command, [*alone, "--steps", "4", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "alone.npz") as made:
+        assert made["keys"].tolist() == [KEYS[2]]
+        torch.testing.assert_close(torch.from_numpy(made["latents"]), latents[2:], rtol=1e-3, atol=1e-3)
+
+
+def test_the_example_refuses_another_form(scene: Scene, tmp_path: Path) -> None:
+    exported(tmp_path / "out", "shap-e", scene.tokens_NTD)
+    example = runpy.run_path(str(EXAMPLE))
+    with pytest.raises(ValueError, match=r"is for shap-e, laid out as channels_first.*shap-e-diffusers"):
+        example["main"](tmp_path / "out", tmp_path, tmp_path / "latents.npz")
 
 
 def _initial_sigma() -> float:
