@@ -3,7 +3,8 @@
     downstream = sum_n |f(true_n) - f(translated_n)| / sum_n |f(true_n) - f(true_m(n))|
 
 f is the consumer with the noise of image n in every term, and m(n) another image: the judged ones, in an order drawn
-once, each beside the next. 0: the consumer cannot tell; 1: a translation is as wrong as another image. The same images
+once, each beside the next. 0: the consumer cannot tell; 1: a translation is as wrong as another image; more: worse than
+another image. The same images
 are judged for every run: evenly spaced ones, at most `MOST_IMAGES`; of an object with several views, the first view,
 because these consumers take one picture. Knows no consumer: stages hand it one as a
 function. Shapes: N images, T tokens with or without class token, D channels.
@@ -19,10 +20,12 @@ import numpy as np
 
 from flowkit.evaluation.bootstrap import Array, Ratio
 from flowkit.evaluation.tokens import Floats, Integers, Tokens, evenly_spaced
+from flowkit.progress import Progress
 
 DOWNSTREAM = "downstream"
 MOST_IMAGES = 200
-"""A pass of Shap-E's prior is about 0.9 TFLOP: 0.3 G weights, 1,281 tokens. An image takes two at each time."""
+"""A pass of Shap-E's prior is about 0.9 TFLOP: 0.3 G weights, 1,281 tokens. An image takes two at each time,
+one where what is said to its true features is remembered."""
 BATCH = 4
 
 Distances = Callable[[Floats, Floats, Sequence[str]], Array]
@@ -63,11 +66,14 @@ class Downstream:
     def _distances(self, tokens: Tokens, rows: Integers) -> Array:
         """Distances of the judged images' true outputs from those of `rows` of `tokens`."""
         found = []
+        progress = Progress("downstream", len(rows), "image")
         for first in range(0, len(rows), BATCH):
             part = slice(first, first + BATCH)
             mine, theirs = self.true[self.judged[part]], tokens[rows[part]]
             keys = [self.keys[row] for row in self.judged[part]]
             found.append(self.distances(self._patches(mine), self._patches(theirs), keys))
+            progress.advance(len(keys))
+        progress.close()
         return np.concatenate(found).astype(np.float64)
 
     def _patches(self, tokens_NTD: Floats) -> Floats:

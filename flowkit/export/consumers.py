@@ -25,6 +25,8 @@ RAW = "none: as the last block leaves them, before the tower's final norm; the c
 UNIT = "the tower's own final norm and projection, then divided by its length"
 ENCODER_MODEL, ENCODER_TAG = "ViT-L-14-quickgelu", "openai"
 """What all of them were trained on."""
+ENCODER_CHANNELS = 1024
+"""Width of its patches."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Shap-E's prior (diffusers, openai/shap-e-img2img) as a judge of features: how far apart are its outputs?
 
-The output is the prior's estimate of the clean latents at three times of its own schedule. The first input is noise
-alone, as where sampling begins; each later one is the estimate under the true features with noise on it,
+The output is the prior's one-step estimate of the clean latents, without guidance, clipped as its scheduler clips, at
+three times of the schedule. The first input is noise alone, as where sampling begins; each later one is the estimate
+under the true features with noise on it,
     x = sqrt(a_t) estimate + sqrt(1 - a_t) noise,
-so both sets of features are judged at the same input, and at one that sampling would meet. Noise and times are
-functions of the image's key alone. Weights are read from disk. diffusers is needed for this and nothing else.
+so both sets of features are judged at the same noisy latents. Noise and times are functions of the image's key alone.
+What is said to true features is the same for every sampler; it is kept in memory for as many images as fit into
+`KEPT_BYTES`. Weights are read from disk. diffusers is needed for this and nothing else.
 Shapes: N images, T patches, D channels, L latents of width W.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from flowkit.errors import ConfigError, StoreError
-from flowkit.export.prior_files import prior_files, prior_folder
+from flowkit.export.prior_files import NO_DIFFUSERS, prior_files, prior_folder
 from flowkit.flow.noise import keyed_normal
 
 TIMES = (1.0, 0.5, 0.125)
 """As shares of the schedule, from pure noise on."""
+KEPT_BYTES = 2**30
+"""Estimates of an image take 12 MiB in Shap-E's own prior: 85 of at most 200 judged images are kept."""
 
 
 class ShapEPrior:
@@ -41,6 +46,8 @@ class ShapEPrior:
         self._kept_T: NDArray[np.float64] = schedule.alphas_cumprod.double().numpy()
         self._latents = (self._prior.config.num_embeddings, self._prior.config.embedding_dim)
         self._channels = self._prior.config.embedding_proj_dim
+        self._clip = schedule.config.clip_sample_range if schedule.config.clip_sample else None
+        self._kept: dict[bytes, torch.Tensor] = {}
 
     @torch.no_grad()
     def distances(
@@ -50,15 +57,30 @@ class ShapEPrior:
 
         Raises `StoreError` if their width is not the one that the prior was trained on.
         """
-        true, other = (self._condition(tokens) for tokens in (true_NTD, other_NTD))
+        true_XNLW = self._true_estimates(true_NTD, keys)
+        other = self._condition(other_NTD)
         squares_N = torch.zeros(len(keys), dtype=torch.float64)
-        estimate_NLW: torch.Tensor | float = 0.0
-        for step, kept, noise_NLW in self._inputs(keys):
-            latents_NLW = kept**0.5 * estimate_NLW + (1 - kept) ** 0.5 * noise_NLW
-            estimate_NLW = self._estimate(latents_NLW, step, true)
-            difference_NLW = estimate_NLW - self._estimate(latents_NLW, step, other)
-            squares_N += difference_NLW.double().square().sum((1, 2)).cpu()
+        for number, (step, kept, noise_NLW) in enumerate(self._inputs(keys)):
+            before_NLW: torch.Tensor | float = true_XNLW[number - 1] if number else 0.0
+            estimate_NLW = self._estimate(_noisy(before_NLW, kept, noise_NLW), step, other)
+            squares_N += (true_XNLW[number] - estimate_NLW).double().square().sum((1, 2)).cpu()
         return squares_N.sqrt().numpy()
+
+    def _true_estimates(self, true_NTD: NDArray[np.floating], keys: Sequence[str]) -> torch.Tensor:
+        """Return the estimates [times, N, L, W] under true features, remembered if all of them are."""
+        names = [_name(key, tokens) for key, tokens in zip(keys, true_NTD, strict=True)]
+        if all(name in self._kept for name in names):
+            return torch.stack([self._kept[name] for name in names], dim=1).to(self._device)
+        true, made = self._condition(true_NTD), []
+        for number, (step, kept, noise_NLW) in enumerate(self._inputs(keys)):
+            before_NLW: torch.Tensor | float = made[-1] if number else 0.0
+            made.append(self._estimate(_noisy(before_NLW, kept, noise_NLW), step, true))
+        made_XNLW = torch.stack(made)
+        for row, name in enumerate(names):
+            of_image = made_XNLW[:, row].cpu()
+            if (len(self._kept) + 1) * of_image.nbytes <= KEPT_BYTES:
+                self._kept[name] = of_image.clone()
+        return made_XNLW
 
     def _inputs(self, keys: Sequence[str]) -> Iterator[tuple[int, float, torch.Tensor]]:
         """Yield time, share of the signal's variance and noise; there is no signal in the first."""
@@ -71,7 +93,8 @@ class ShapEPrior:
         made: torch.Tensor = self._prior(
             latents_NLW, timestep=step, proj_embedding=condition_NTD
         ).predicted_image_embedding
-        return made[..., : self._latents[1]]  # behind it lies the variance
+        estimate = made[..., : self._latents[1]]  # behind it lies the variance
+        return estimate if self._clip is None else estimate.clamp(-self._clip, self._clip)
 
     def _condition(self, tokens_NTD: NDArray[np.floating]) -> torch.Tensor:
         if tokens_NTD.shape[2] != self._channels:
@@ -82,12 +105,18 @@ class ShapEPrior:
         return torch.from_numpy(np.ascontiguousarray(tokens_NTD, np.float32)).to(self._device)
 
 
+def _noisy(estimate_NLW: torch.Tensor | float, kept: float, noise_NLW: torch.Tensor) -> torch.Tensor:
+    return kept**0.5 * estimate_NLW + (1 - kept) ** 0.5 * noise_NLW
+
+
+def _name(key: str, tokens_TD: NDArray[np.floating]) -> bytes:
+    """What the estimates of an image belong to: its key, which is its noise, and its features."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens_TD).tobytes() + key.encode()).digest()
+
+
 def _diffusers() -> tuple[Any, Any]:
     try:
         from diffusers import HeunDiscreteScheduler, PriorTransformer
     except ImportError as error:
-        raise ConfigError(
-            f"evaluation.consumer needs diffusers ({error}): pip install diffusers --constraint constraints.txt, "
-            "or set it to null"
-        ) from error
+        raise ConfigError(f"{NO_DIFFUSERS} ({error})") from error
     return PriorTransformer, HeunDiscreteScheduler

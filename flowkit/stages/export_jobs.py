@@ -7,8 +7,14 @@ from typing import Any
 
 from flowkit.config import Config
 from flowkit.errors import ConfigError
-from flowkit.export.consumers import consumer_named, demand_expected_encoder, demand_form
-from flowkit.export.prior_files import prior_files
+from flowkit.export.consumers import (
+    ENCODER_CHANNELS,
+    consumer_named,
+    demand_expected_encoder,
+    demand_form,
+    is_expected_encoder,
+)
+from flowkit.export.prior_files import declared_files, demand_usable
 from flowkit.validation import nearest
 
 TRUE = "true"
@@ -53,7 +59,10 @@ def demand_exportable(config: Config) -> None:
 
 
 def consumer_files(config: Config) -> tuple[Path, ...]:
-    """Return the files of the consumer that evaluation tries translations on; raises `ConfigError` if it cannot."""
+    """Return the files of the consumer that evaluation tries translations on; raises `ConfigError` if it cannot.
+
+    Files that are not on this machine are found missing when an evaluation has to run.
+    """
     if (consumer := config.evaluation.consumer) is None:
         return ()
     if config.data.layout == "pooled":
@@ -62,7 +71,8 @@ def consumer_files(config: Config) -> tuple[Path, ...]:
             "set it to null"
         )
     demand_expected_encoder(consumer, config.encoders.target.name, any_encoder=config.export.any_encoder)
-    return prior_files(consumer)
+    demand_usable(consumer, ENCODER_CHANNELS if is_expected_encoder(config.encoders.target.name) else None)
+    return declared_files(consumer)
 
 
 def export_values(config: Config, run: str) -> dict[str, Any]:

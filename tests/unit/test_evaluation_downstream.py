@@ -19,7 +19,8 @@ from flowkit.evaluation.collected import collect_true
 from flowkit.evaluation.downstream import Downstream
 from flowkit.evaluation.score import METRICS, not_scored, score
 from flowkit.evaluation.tokens import mean_over_images
-from flowkit.export.prior_files import prior_digest
+from flowkit.export import prior_files, shap_e_prior
+from flowkit.export.prior_files import demand_usable, prior_digest
 from flowkit.export.shap_e_prior import ShapEPrior
 from flowkit.flow.noise import keyed_normal
 from flowkit.paths import Places
@@ -100,7 +101,9 @@ def test_distances_are_those_of_the_priors_outputs(prior: ShapEPrior, true: Floa
             )
             latents = noise if number == 0 else kept[step].sqrt() * estimate + (1 - kept[step]).sqrt() * noise
             outputs = [
-                model(latents, step, torch.from_numpy(tokens)).predicted_image_embedding[..., :LATENT_WIDTH]
+                model(latents, step, torch.from_numpy(tokens))
+                .predicted_image_embedding[..., :LATENT_WIDTH]
+                .clamp(-1, 1)
                 for tokens in (true, other)
             ]
             estimate = outputs[0]
@@ -212,14 +215,63 @@ def test_evaluation_reads_the_weights(weights: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_judged_is_refused_before_anything_runs(weights: Path, tmp_path: Path) -> None:
     named = f"shap-e-prior:{weights}"
-    with pytest.raises(ConfigError, match=r"nowhere/prior/config.json is missing; expected a folder as"):
-        _jobs(tmp_path, f"shap-e-prior:{tmp_path}/nowhere")
     with pytest.raises(ConfigError, match=r"patches, which data\.layout=pooled has not"):
         _jobs(tmp_path, named, data={**CONFIG["data"], "layout": "pooled"})
     with pytest.raises(ConfigError, match=r"these tokens are of demo-vit"):
         _jobs(tmp_path, named, export={})
     with pytest.raises(ConfigError, match=r"evaluation\.consumer='point-e'"):
         _jobs(tmp_path, "point-e")
+
+
+def test_a_folder_that_is_not_here_fails_the_evaluation_and_nothing_else(tmp_path: Path) -> None:
+    named = f"shap-e-prior:{tmp_path}/nowhere"
+    jobs = _jobs(tmp_path, named)
+    assert f"{tmp_path}/nowhere/prior/config.json" in jobs["evaluate_flow"].declared_inputs
+    with pytest.raises(
+        ConfigError, match=r"nowhere/prior/config.json is missing; .*--local-dir shap-e-img2img"
+    ):
+        prior_digest(named)
+
+
+def test_the_home_folder_may_be_written_short(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    assert prior_digest(f"shap-e-prior:~/{weights.name}") == prior_digest(f"shap-e-prior:{weights}")
+
+
+def test_a_prior_of_another_width_is_refused_before_anything_runs(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = f"shap-e-prior:{weights}"
+    with pytest.raises(ConfigError, match=r"embedding_proj_dim=16, the target encoder's patches have 1024"):
+        demand_usable(named, 1024)
+    demand_usable(named, CHANNELS)
+    monkeypatch.setattr(prior_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs diffusers: pip install diffusers"):
+        _jobs(tmp_path, named)
+
+
+def test_what_is_said_to_true_features_is_remembered(
+    weights: Path, true: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, other = ShapEPrior(f"shap-e-prior:{weights}", "cpu"), np.roll(true, 1, axis=0)
+    passes: list[int] = []
+    estimate = ShapEPrior._estimate
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return estimate(*arguments)
+
+    monkeypatch.setattr(ShapEPrior, "_estimate", counted)
+    first = fresh.distances(true, other, KEYS)
+    assert len(passes) == 6
+    np.testing.assert_array_equal(fresh.distances(true, other, KEYS), first)
+    assert len(passes) == 9
+    assert not np.allclose(fresh.distances(other, true, KEYS), first), "other features, the same keys"
+    assert len(passes) == 15
+    monkeypatch.setattr(shap_e_prior, "KEPT_BYTES", 5 * 3 * 4 * LATENTS * LATENT_WIDTH)
+    bounded = ShapEPrior(f"shap-e-prior:{weights}", "cpu")
+    np.testing.assert_array_equal(bounded.distances(true, other, KEYS), first)
+    assert len(bounded._kept) == 5
 
 
 def test_of_several_views_the_first_is_judged(true: Floats) -> None:
