@@ -217,15 +217,15 @@ class Storage:
             yield _Result(RESULTS, "samples of runs and baselines", folder, size)
 
     def _exports(self, job: Job) -> Iterator[_Result]:
-        settings, shape = job.spec.values["export"], self.data.target
+        settings, shape, config = job.spec.values["export"], self.data.target, self.data.plan.config
+        rows = job.spec.values["evaluation"]["images"] * config.datasets[config.data.evaluation].views
         of_form = {"pooled": shape.pooled_width}
         forms = [consumer_named(name).form for name in settings["consumers"]]
         # a row of every form but the pooled one holds all patches
         numbers = {form: of_form.get(form, (shape.tokens - 1) * shape.width) for form in forms}
         size = RESULT
         for _ in settings.get("samplers") or ("the first",):
-            images = job.spec.values["evaluation"]["images"]
-            size += export_size(list(numbers.values()), len(forms), images)
+            size += export_size(list(numbers.values()), len(forms), rows)
         yield _Result(RESULTS, "exports", job.folders[0], size)
 
     def _checkpoints(self) -> Stored:

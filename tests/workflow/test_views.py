@@ -137,6 +137,7 @@ def test_plan_knows_what_several_views_take(finished_views: Project) -> None:
         "pairs": list(data.glob("features/*/pairs-*")),
         "samples of runs and baselines": list(results_of(finished_views).glob("runs/*/samples/*")),
         "trained weights, at the end and at the best": list(results_of(finished_views).glob("runs/*/train")),
+        "exports": list(results_of(finished_views).glob("runs/*/export")),
     }
     for what, folders in found.items():
         files = [path for folder in folders for path in (folder, *folder.rglob("*"))]
