@@ -71,7 +71,8 @@ class ShapEPrior:
         names = [_name(key, tokens) for key, tokens in zip(keys, true_NTD, strict=True)]
         if all(name in self._kept for name in names):
             return torch.stack([self._kept[name] for name in names], dim=1).to(self._device)
-        true, made = self._condition(true_NTD), []
+        true = self._condition(true_NTD)
+        made: list[torch.Tensor] = []
         for number, (step, kept, noise_NLW) in enumerate(self._inputs(keys)):
             before_NLW: torch.Tensor | float = made[-1] if number else 0.0
             made.append(self._estimate(_noisy(before_NLW, kept, noise_NLW), step, true))
