@@ -209,7 +209,7 @@ _SHOWN = (
     Measure(
         "downstream",
         "3-D model's change",
-        "How far a 3-D model's one-step clean estimate, without guidance, moves from that under the true features at the "
+        "How far a 3-D model's one-step clean estimate, without guidance, moves from that under true features at the "
         "same noisy latents, over how far it lies from another image's: 0 is no change, 1 another image, more is worse "
         "than that. Blind to the order and the lengths of patches.",
         "lower",
