@@ -208,7 +208,7 @@ def plan_machine(
     """Say before anything is submitted what would run and what it takes: storage, jobs, hours, SBU, reading.
 
     With --images: what that many images would take, whether or not they are there, and what to do about it. The exit
-    code is 1 if a quota is exceeded or a job asks for what no node has.
+    code is 1 if a quota is exceeded, by what is configured, or a job asks for what no node has.
     """
     from flowkit.planning import commands
 

@@ -4,7 +4,7 @@ quotas:
   - {paths: [/scratch], bytes: 8 TiB, files: 3000000, note: emptied after 14 days}
 partitions:
   gpu: {cores: 64, gpus: 4, memory_gb: 720, smallest_share: 1/4, sbu_per_gpu_hour: 192, longest_hours: 120,
-        gpu: H100, bf16_tflops: 989}
+        gpu: H100, bf16_tflops: 989, fp32_tflops: 67}
 read_gb_per_s: 2
 prices: {currency: EUR, per_sbu: 0.01, per_tb_year: 150}
 
@@ -73,7 +73,10 @@ class Partition(Section):
     sbu_per_gpu_hour: Number = Field(0.0, ge=0, description="Billing weight of a GPU.")
     longest_hours: Number | None = Field(None, gt=0, description="Longest time limit.")
     gpu: str = Field("", description="What the GPU is called, as part of the name that CUDA gives it: H100.")
-    bf16_tflops: Number | None = Field(None, gt=0, description="Dense bf16 rate of a GPU by its data sheet.")
+    bf16_tflops: Number | None = Field(
+        None, gt=0, description="Dense rate of a GPU in bf16 and fp16, by its data sheet."
+    )
+    fp32_tflops: Number | None = Field(None, gt=0, description="The same in fp32, without TF32.")
 
     @property
     def sbu_per_node_hour(self) -> float:

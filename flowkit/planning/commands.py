@@ -34,14 +34,16 @@ def plan(of: Plan, profile: Path | None) -> Said:
 
 
 def plan_of_images(of: Plan, profile: Path | None, count: str) -> Said:
-    """Return the plan for as many images as `count` says; raises `ConfigError` if it says no number."""
-    from flowkit.planning.advice import chosen_storage
+    """Return the plan for as many images as `count` says; it fits if the configured storage does, all the time.
+
+    Raises `ConfigError` if `count` is no number.
+    """
+    from flowkit.planning.fitting import is_configured_held
     from flowkit.planning.scale import scale_plan
     from flowkit.planning.scale_text import scale_json, scale_lines
 
     planned = scale_plan(of, profile, number_of_images(count))
-    fits = chosen_storage(planned) is not None
-    return Said(list(scale_lines(planned)), scale_json(planned), fits)
+    return Said(list(scale_lines(planned)), scale_json(planned), is_configured_held(planned))
 
 
 def number_of_images(text: str) -> int:

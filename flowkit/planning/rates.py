@@ -4,7 +4,11 @@ In this order: run records of the same encoder or training, rows of `make bench`
 counts what ran on a GPU that is called what the machine says; where it says nothing, what ran on any GPU.
 
     rate by bench  = share of the matrix rate x matrix rate of the card / operations of an image
-    rate assumed   = share of the data sheet's rate x that rate / operations of an image
+    rate assumed   = share of the data sheet's rate in the plan's precision x that rate / operations of an image
+
+Benches measure in bf16, so they say nothing of a plan in another precision. No encoder is faster than images are
+decoded. Of networks so small that a GPU works through a batch in less than `SHORTEST_PASS` no rate follows from their
+operations: starting kernels takes most of the time.
 """
 
 from __future__ import annotations
@@ -12,25 +16,32 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flowkit.encoders.names import split_name
 from flowkit.errors import StageError
-from flowkit.paths import RUN_RECORD, Places
-from flowkit.planning.billing import Partition
+from flowkit.paths import MANIFEST, RUN_RECORD, Places
+from flowkit.planning.cards import Card
 from flowkit.planning.measured import SAME_RATE
+from flowkit.progress import logger
 from flowkit.provenance import read_json
 
 TERA = 1e12
+NETWORK = "config.json"
+"""Of a trained translator: the shapes of its network."""
 RECORDS_READ = 200
 """Run records of one encoder that are looked at, so that asking stays quick."""
+BENCH_PRECISION = "bf16"
 EXTRACTION_SHARE, TRAINING_SHARE = 0.425, 0.35
-"""Shares of the data sheet's bf16 rate where nothing was measured: the middles of 35 to 50 % and of 30 to 40 %, which
-large matrix products in frozen towers, and in the steps of a training, usually reach on an H100."""
-USUAL_GPU, USUAL_TFLOPS = "H100", 989.0
-"""Card where the machine names none, and its dense bf16 rate by the data sheet."""
+"""Shares of the data sheet's rate where nothing was measured: the middles of 35 to 50 % and of 30 to 40 %, which
+large matrix products in frozen towers, and in the steps of a training, usually reach in bf16 on an H100."""
+NOT_MEASURED = "nothing was measured on such a GPU; large networks reach it in bf16"
+TOO_SMALL = "starting kernels takes most of the time; a run record of the same work tells its rate"
+SHORTEST_PASS = 0.01
+"""Seconds of a batch by its operations: a thousand kernels of 10 microseconds, which is what a pass starts."""
 DECODED_PER_CORE = {"exact": 181.0, "fast": 458.0}
 """Images of 640 x 480 pixels that a core decodes and resizes in a second, by `encoders.decode`."""
 MATRIX_ROWS = {
@@ -47,52 +58,46 @@ MATRIX_ROWS = {
 
 
 @dataclass(frozen=True)
-class Card:
-    """The GPU that is planned for. `source` says where its rate stands."""
+class Rate:
+    """Images or samples per second on one GPU, where that comes from, and why it is assumed if it was not measured.
 
-    name: str
-    tflops: float
+    None: nobody can tell.
+    """
+
+    per_second: float | None
+    is_measured: bool
     source: str
-    is_named: bool
+    why: str = ""
 
-    def is_called(self, device: str) -> bool:
-        """Whether a device may be such a card: another one goes at another rate."""
-        return not self.is_named or self.name.lower() in device.lower()
+    def gpu_hours(self, count: float) -> float | None:
+        """GPU hours of so many."""
+        return None if self.per_second is None else count / self.per_second / 3600
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Images or samples per second on one GPU, and where that comes from."""
+class Work:
+    """What a GPU does at a time: operations of an image or sample, precision, and how many it takes at once."""
 
-    per_second: float
-    is_measured: bool
-    source: str
-
-    def gpu_hours(self, count: float) -> float:
-        """GPU hours of so many."""
-        return count / self.per_second / 3600
-
-
-def card_of(partition_name: str, partition: Partition | None) -> Card:
-    """Return the GPU of a partition; where the machine does not name one, the usual one."""
-    if partition is None or not partition.gpu:
-        return Card(USUAL_GPU, USUAL_TFLOPS, "no GPU is named in machine.yaml", is_named=False)
-    if partition.bf16_tflops is None:
-        return Card(partition.gpu, USUAL_TFLOPS, f"bf16_tflops of {partition_name} is not set", is_named=True)
-    return Card(partition.gpu, partition.bf16_tflops, f"machine.yaml, {partition_name}", is_named=True)
+    operations: float
+    precision: str
+    batch: float = 1
 
 
 def decoding_rate(decode: str, cores: int) -> Rate:
-    """Return the images per second that some cores can decode; at least one core does."""
+    """Return the images per second that some cores can decode; where none are asked for, one does."""
     each, count = DECODED_PER_CORE[decode], max(1, cores)
-    return Rate(
-        count * each, False, f"{count} core{'s' if count > 1 else ''} to decode, {each:.0f} images/s each"
-    )
+    why = "measured on a core of a server, with pictures of 640 x 480; more stages.extract.cpus decode more"
+    if not cores:
+        why = "no profile sets stages.extract.cpus, so extraction asks for one core"
+    text = f"{count} core{'s' if count > 1 else ''} to decode, {each:.0f} images/s each"
+    return Rate(count * each, False, text, why)
 
 
 def slower(first: Rate, second: Rate) -> Rate:
-    """Return the rate that holds the other up."""
-    return min(first, second, key=lambda rate: rate.per_second)
+    """Return the rate that holds the other up; an unknown one may be as slow as it likes."""
+    if first.per_second is None or second.per_second is None:
+        return first if first.per_second is None else second
+    return first if first.per_second <= second.per_second else second
 
 
 @dataclass(frozen=True)
@@ -101,28 +106,36 @@ class Rates:
 
     places: Places
 
-    def extraction(self, encoder_id: str, name: str, operations: float, card: Card) -> Rate:
-        """Return the images per second of one encoder."""
+    def extraction(self, encoder_id: str, name: str, work: Work, card: Card, decoding: Rate) -> Rate:
+        """Return the images per second of one encoder, none of which is faster than they are decoded."""
         found = self._records_of_extraction(encoder_id, card)
         if found is not None:
             return found
-        row = self._bench_row(f"extraction, {split_name(name).model} bf16, images per second", card)
+        row = self._bench_row(f"extraction, {split_name(name).model} bf16, images per second", card, work)
         if row is not None:
-            return Rate(row["value"], True, _bench_source(row))
-        return self._by_operations("extraction", operations, EXTRACTION_SHARE, card)
+            return slower(Rate(row["value"], True, _bench_source(row)), decoding)
+        return slower(self._by_operations("extraction", work, EXTRACTION_SHARE, card), decoding)
 
-    def training(self, spec_values: Mapping[str, Any], operations: float, card: Card) -> Rate:
-        """Return the samples per second of a training with these values."""
-        found = self._record_of_training(spec_values, card)
-        return found or self._by_operations("training", operations, TRAINING_SHARE, card)
+    def training(self, spec_values: Mapping[str, Any], views: int, work: Work, card: Card) -> Rate:
+        """Return the samples per second of a training with these values, of samples of so many views."""
+        found = self._record_of_training(spec_values, views, card)
+        return found or self._by_operations("training", work, TRAINING_SHARE, card)
 
-    def _by_operations(self, what: str, operations: float, assumed: float, card: Card) -> Rate:
-        matrix, share = (self._bench_row(name, card) for name in MATRIX_ROWS[what])
+    def _by_operations(self, what: str, work: Work, assumed: float, card: Card) -> Rate:
+        matrix, share = (self._bench_row(name, card, work) for name in MATRIX_ROWS[what])
         if matrix is not None and share is not None:
+            per_second = share["value"] * matrix["value"] * TERA / work.operations
             source = f"{share['value']:.0%} of {matrix['value']:.0f} TFLOP/s, {_bench_source(share)}"
-            return Rate(share["value"] * matrix["value"] * TERA / operations, True, source)
-        source = f"{assumed:.0%} of {card.tflops:.0f} TFLOP/s ({card.name})"
-        return Rate(assumed * card.tflops * TERA / operations, False, source)
+            rate = Rate(per_second, True, source)
+        else:
+            peak = card.peak(work.precision)
+            source = f"{100 * assumed:g}% of {peak:g} TFLOP/s in {work.precision} ({card.name})"
+            rate = Rate(per_second := assumed * peak * TERA / work.operations, False, source, NOT_MEASURED)
+        if work.batch / per_second >= SHORTEST_PASS:
+            return rate
+        least = SHORTEST_PASS * per_second * work.operations / TERA
+        size = f"a batch is {work.batch * work.operations / TERA:.2g} TFLOP, below {least:.2g}"
+        return Rate(None, False, f"not measured, too small to guess: {size}", TOO_SMALL)
 
     def _records_of_extraction(self, encoder_id: str, card: Card) -> Rate | None:
         records = self.places.data_root.glob(f"features/*/{encoder_id}/*/{RUN_RECORD}")
@@ -136,30 +149,55 @@ class Rates:
         device = max(rates, key=lambda one: len(rates[one]))
         return Rate(statistics.median(rates[device]), True, f"{len(rates[device])} extracted tars, {device}")
 
-    def _record_of_training(self, values: Mapping[str, Any], card: Card) -> Rate | None:
+    def _record_of_training(self, values: Mapping[str, Any], views: int, card: Card) -> Rate | None:
         files = sorted(self.places.results.glob(f"*/runs/*/train/{RUN_RECORD}"))
-        for record in _readable(sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)):
-            device, rate = _device_of(record), record.get("rates", {}).get("samples_per_s")
-            if (
-                device
-                and rate
-                and card.is_called(device)
-                and _cost(record["spec"]["values"]) == _cost(values)
-            ):
-                made = f"{record['spec']['experiment']}/{record['spec']['target']['run']}"
-                return Rate(float(rate) / int(record.get("tasks", 1)), True, f"{made}, {device}")
+        for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            for record in _readable([file]):
+                device, rate = _device_of(record), record.get("rates", {}).get("samples_per_s")
+                if (
+                    device
+                    and rate
+                    and card.is_called(device)
+                    and _cost(record["spec"]["values"]) == _cost(values)
+                    and _views_of(record, file.parent) == views
+                ):
+                    made = f"{record['spec']['experiment']}/{record['spec']['target']['run']}"
+                    return Rate(float(rate) / int(record.get("tasks", 1)), True, f"{made}, {device}")
         return None
 
-    def _bench_row(self, name: str, card: Card) -> dict[str, Any] | None:
+    def _bench_row(self, name: str, card: Card, work: Work) -> dict[str, Any] | None:
+        if work.precision != BENCH_PRECISION:
+            return None
         for file in sorted((self.places.results / "bench").glob("*.json")):
-            for row in read_json(file):
-                if (
-                    row.get("name") == name
-                    and not row["device"].endswith(" cores")
-                    and card.is_called(row["device"])
-                ):
+            for row in _bench_rows(file, file.stat().st_mtime_ns):
+                is_gpu = not row["device"].endswith(" cores")
+                if row["name"] == name and row["value"] > 0 and is_gpu and card.is_called(row["device"]):
                     return {**row, "file": file.name}
         return None
+
+
+@cache
+def _bench_rows(file: Path, changed: int) -> list[dict[str, Any]]:
+    """Return the rows of a report of benchmarks, read once until it is `changed`; another file has none."""
+    try:
+        content = read_json(file)
+    except StageError as fault:
+        logger.warning("file=%s skipped: %s", file, fault)
+        return []
+    rows = content if isinstance(content, list) else [content]
+    if all(map(_is_row, rows)):
+        return rows
+    logger.warning(
+        "file=%s skipped: no list of rows with name, value and device as make bench writes it; move it away",
+        file,
+    )
+    return []
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("value"), int | float):
+        return False
+    return isinstance(row.get("name"), str) and isinstance(row.get("device"), str)
 
 
 def _bench_source(row: Mapping[str, Any]) -> str:
@@ -186,5 +224,16 @@ def _cost(values: Mapping[str, Any]) -> list[Any]:
     train = [values.get("train", {}).get(name) for name in SAME_RATE]
     encoders = values.get("encoders", {})
     names = [encoders.get(role, {}).get("name") for role in ("source", "target")]
-    kind, layout = values.get("objective", {}).get("kind"), values.get("data", {}).get("layout")
-    return [values.get("model"), kind, layout, train, names]
+    data = [values.get("data", {}).get(name) for name in ("layout", "source_tokens")]
+    return [values.get("model"), values.get("objective", {}).get("kind"), data, train, names]
+
+
+def _views_of(record: Mapping[str, Any], folder: Path) -> int | None:
+    """Return the views of a sample of a training: those of its network; None where nothing tells them any more."""
+    if record["spec"]["values"]["model"].get("views") == "single":
+        return 1
+    try:
+        content = folder / read_json(folder / MANIFEST)["content"]
+        return int(read_json(content / NETWORK)["network"].get("views", 1))
+    except (StageError, KeyError):
+        return None

@@ -21,10 +21,10 @@ from flowkit.datasets import CocoDataset, DemoDataset, FolderDataset, HubDataset
 from flowkit.encoders.token_shapes import EncoderShape, encoder_shape
 from flowkit.machine import machine_of
 from flowkit.planning.billing import Ask, MachineFacts, Partition, Quota, machine_facts, sbu_per_hour
+from flowkit.planning.cards import Card, card_of
 from flowkit.planning.data_facts import made_tar_bytes
-from flowkit.planning.rates import Card, Rates, card_of, decoding_rate, slower
+from flowkit.planning.rates import Rate, Rates, Work, decoding_rate
 from flowkit.planning.scale_parts import (
-    Assumed,
     Cost,
     ExtractionLine,
     QuotaUse,
@@ -35,7 +35,7 @@ from flowkit.planning.scale_parts import (
 from flowkit.planning.sizes import RESULT, Amount, float16_records, int8_records, pairs_size, store_size
 from flowkit.planning.work import encoder_operations, training_operations
 from flowkit.provenance import read_json
-from flowkit.sections import Data, Encoder
+from flowkit.sections import Data, Encoder, Train
 from flowkit.slurm.job_requests import JobRequests
 from flowkit.stages.specs import Plan
 
@@ -52,7 +52,7 @@ STORAGES = {
     "int8 both": ("int8", "int8"),
 }
 """Ways to keep the tokens of source and target."""
-NOT_MEASURED = "nothing was measured on such a GPU; large networks reach it"
+IN_BF16 = {"precision": "bf16"}
 LAYOUTS: tuple[str, ...] = get_args(Data.model_fields["layout"].annotation)
 
 
@@ -73,7 +73,7 @@ class ScalePlan:
         return self.plan.config.datasets[self.plan.config.data.train]
 
     @cached_property
-    def _listed(self) -> list[int]:
+    def listed(self) -> list[int]:
         """Bytes of the tars of the training set, if they were listed."""
         if isinstance(self.dataset, HubDataset):
             file = self.plan.places.listing(self.dataset.repository, self.dataset.revision)
@@ -83,7 +83,7 @@ class ScalePlan:
     @cached_property
     def tars(self) -> Tars:
         """The tars that hold the images."""
-        each, listed = self._images_per_tar or IMAGES_PER_TAR, self._listed
+        each, listed = self.images_per_shard or IMAGES_PER_TAR, self.listed
         count = -(-self.images // each)
         size = sum(listed) // len(listed) if listed else self._bytes_of_a_tar(each)
         kept = (RESULT + Amount(size, 1)).times(count)
@@ -97,42 +97,12 @@ class ScalePlan:
         return images * IMAGE_BYTES
 
     @property
-    def _images_per_tar(self) -> int | None:
+    def images_per_shard(self) -> int | None:
         """As the configuration says; None where it leaves that to the tars."""
         if hasattr(self.dataset, "images_per_shard"):
             return int(self.dataset.images_per_shard)
         limit = self.dataset.samples_per_shard
         return None if limit is None else int(limit * self.dataset.views)
-
-    @cached_property
-    def assumed(self) -> list[Assumed]:
-        """What the figures rest on beside the configuration."""
-        found = []
-        if self._images_per_tar is None:
-            why = "others count so in BLIP3o shards; samples_per_shard sets it"
-            found.append(Assumed("images in a tar", f"{IMAGES_PER_TAR:,}", why))
-        if not self._listed and isinstance(self.dataset, HubDataset | FolderDataset):
-            why = "a JPEG of 640 x 480 pixels; no list of tars is here"
-            found.append(Assumed("bytes of an image", f"{IMAGE_BYTES:,}", why))
-        for card, what in ((self.extraction_card, "extraction"), (self.training_card, "training")):
-            if not card.is_named:
-                value = f"{card.name}, {card.tflops:.0f} TFLOP/s bf16"
-                found.append(Assumed(f"GPU of {what}", value, card.source))
-        by_what = {
-            "rate of encoders": [line.rate for line in self.extraction],
-            "rate of training": [line.rate for line in self.training],
-        }
-        for what, rates in by_what.items():
-            for source in dict.fromkeys(rate.source for rate in rates if not rate.is_measured):
-                found.append(Assumed(what, source, NOT_MEASURED))
-        if self.facts.read_gb_per_s is None:
-            value = f"{READ_GB_PER_S:g} GB/s for each GPU"
-            found.append(
-                Assumed(
-                    "reading", value, "usual of parallel file systems; read_gb_per_s in machine.yaml sets it"
-                )
-            )
-        return found
 
     # ---- storage
 
@@ -193,9 +163,11 @@ class ScalePlan:
 
     def _use(self, quota: Quota) -> QuotaUse:
         room: dict[str, int | None] = {}
+        tars = self.tars.kept
         for line in self.stores:
-            by_bytes = None if quota.limit_bytes is None else quota.limit_bytes // line.image_bytes
-            files = line.stored.files / self.images
+            image_bytes = line.image_bytes + tars.bytes / self.images
+            by_bytes = None if quota.limit_bytes is None else int(quota.limit_bytes / image_bytes)
+            files = (line.stored + tars).files / self.images
             by_files = None if quota.files is None else int(quota.files / files)
             room[line.storage] = min((one for one in (by_bytes, by_files) if one is not None), default=None)
         return QuotaUse(quota, room)
@@ -210,37 +182,46 @@ class ScalePlan:
             settings.partition, settings.gpus or 1, settings.cpus, settings.memory_gb, settings.minutes
         )
 
-    @cached_property
-    def extraction_card(self) -> Card:
-        """The GPU that extracts."""
-        return card_of(self.extraction_ask.partition, self._partition(self.extraction_ask))
+    @property
+    def encoders_used(self) -> list[Encoder]:
+        """Source and target; one where they are the same."""
+        encoders = self.plan.config.encoders
+        return list(dict.fromkeys((encoders.source, encoders.target)))
 
     @cached_property
     def extraction(self) -> list[ExtractionLine]:
         """Both encoders over all images."""
-        encoders = self.plan.config.encoders
-        return [self._extraction(one) for one in dict.fromkeys((encoders.source, encoders.target))]
+        return [self._extraction(one) for one in self.encoders_used]
 
     def _extraction(self, encoder: Encoder) -> ExtractionLine:
-        operations = encoder_operations(encoder.name)
-        rates = Rates(self.plan.places)
-        rate = rates.extraction(self.plan.encoder_id(encoder), encoder.name, operations, self.extraction_card)
-        if not rate.is_measured:
-            rate = slower(rate, decoding_rate(self.plan.config.encoders.decode, self.extraction_ask.cpus))
+        rate = self._encoding_rate(encoder)
         tars_of_job = min(self.plan.shards_per_job, self.tars.count)
-        jobs, hours = -(-self.tars.count // tars_of_job), rate.gpu_hours(self.images)
+        jobs, loading = -(-self.tars.count // tars_of_job), self.loading_seconds(encoder) / 3600
+        hours = rate.gpu_hours(self.images)
         job_hours = rate.gpu_hours(min(self.images, tars_of_job * self.tars.images))
         return ExtractionLine(
-            encoder.name, operations, rate, self._cost(hours, self.extraction_ask), jobs, job_hours
+            encoder.name,
+            encoder.precision,
+            encoder_operations(encoder.name),
+            rate,
+            self._cost(None if hours is None else hours + jobs * loading, self.extraction_ask),
+            jobs,
+            None if job_hours is None else job_hours + loading,
+            _times(self._encoding_rate(encoder.model_copy(update=IN_BF16)), rate, encoder.precision),
         )
 
-    # ---- training
+    def _encoding_rate(self, encoder: Encoder) -> Rate:
+        encoders, ask = self.plan.config.encoders, self.extraction_ask
+        work = Work(encoder_operations(encoder.name), encoder.precision, encoders.batch_size)
+        decoding = decoding_rate(encoders.decode, ask.cpus)
+        rates, identity = Rates(self.plan.places), self.plan.encoder_id(encoder)
+        return rates.extraction(identity, encoder.name, work, self.card(ask), decoding)
 
-    @cached_property
-    def training_card(self) -> Card:
-        """The GPU that trains: that of the first run."""
-        ask = self._training_ask(next(iter(self.plan.config.runs)))
-        return card_of(ask.partition, self._partition(ask))
+    def loading_seconds(self, encoder: Encoder) -> float:
+        """Return how long each job reads weights before its first image."""
+        return encoder_shape(encoder.name).weight_bytes / self.read_limit
+
+    # ---- training
 
     @cached_property
     def training(self) -> list[TrainingLine]:
@@ -254,22 +235,38 @@ class ScalePlan:
         operations = training_operations(tuple(sections.model.model_dump().items()), source, target, views)
         if sections.train.activation_checkpointing:
             operations *= 4 / 3  # the forward pass, a third of the work, is done twice
-        card = card_of((ask := self._training_ask(run)).partition, self._partition(ask))
+        train, ask = sections.train, self.training_ask(run)
+        rate = self._training_rate(run, train, operations, views)
+        samples = max(1, self.images // views)
+        epochs = train.steps * train.batch_size / samples if train.epochs is None else float(train.epochs)
+        reads = {line.storage: views * line.read_bytes[config.data.layout] for line in self.stores}
+        in_bf16 = self._training_rate(run, train.model_copy(update=IN_BF16), operations, views)
+        return TrainingLine(
+            run,
+            train.precision,
+            views,
+            operations,
+            rate,
+            samples,
+            epochs,
+            self._cost(rate.gpu_hours(epochs * samples), ask),
+            ask.gpus * ask.nodes,
+            reads,
+            _times(in_bf16, rate, train.precision),
+        )
+
+    def _training_rate(self, run: str, train: Train, operations: float, views: int) -> Rate:
+        config, sections, ask = self.plan.config, self.plan.config.run(run), self.training_ask(run)
+        at_once = train.batch_size / (ask.gpus * ask.nodes * train.gradient_accumulation)
         values = {
             "model": sections.model.model_dump(),
             "objective": sections.objective.model_dump(),
-            "train": sections.train.model_dump(),
+            "train": train.model_dump(),
             "data": config.data.model_dump(),
             "encoders": config.encoders.model_dump(),
         }
-        rate = Rates(self.plan.places).training(values, operations, card)
-        samples = max(1, self.images // views)
-        train = sections.train
-        epochs = train.steps * train.batch_size / samples if train.epochs is None else float(train.epochs)
-        reads = {line.storage: views * line.read_bytes[config.data.layout] for line in self.stores}
-        gpus = ask.gpus * ask.nodes
-        cost = self._cost(rate.gpu_hours(epochs * samples), ask)
-        return TrainingLine(run, operations, rate, samples, epochs, cost, gpus, reads)
+        work = Work(operations, train.precision, at_once)
+        return Rates(self.plan.places).training(values, views, work, self.card(ask))
 
     def _as_sample(self, shape: EncoderShape, views: int) -> EncoderShape:
         layout = self.plan.config.data.layout
@@ -277,7 +274,8 @@ class ScalePlan:
             return replace(shape, tokens=views, width=shape.pooled_width, grid=(1, 1))
         return replace(shape, tokens=views * (shape.tokens - (layout == "patches")))
 
-    def _training_ask(self, run: str) -> Ask:
+    def training_ask(self, run: str) -> Ask:
+        """Return what a job of a training asks for."""
         own = self.requests.training_of(run)
         cpus, gpus = own.cpus_per_task * own.tasks_per_node, own.gpus_per_node or 1
         return Ask(own.partition, gpus, cpus, own.memory_gb, own.minutes, own.nodes)
@@ -312,10 +310,16 @@ class ScalePlan:
         """Bytes per second that the file system gives each GPU."""
         return (self.facts.read_gb_per_s or READ_GB_PER_S) * 1e9
 
+    def card(self, ask: Ask) -> Card:
+        """Return the GPU that a job gets."""
+        return card_of(ask.partition, self._partition(ask))
+
     def _partition(self, ask: Ask) -> Partition | None:
         return self.facts.partitions.get(ask.partition)
 
-    def _cost(self, gpu_hours: float, ask: Ask) -> Cost:
+    def _cost(self, gpu_hours: float | None, ask: Ask) -> Cost:
+        if gpu_hours is None:
+            return Cost(None, None, None)
         partition, prices = self._partition(ask), self.facts.prices
         job_hours = gpu_hours / (ask.gpus * ask.nodes)
         sbu = None if partition is None else job_hours * sbu_per_hour(ask, partition)
@@ -330,3 +334,10 @@ def scale_plan(plan: Plan, profile: Path | None, images: int) -> ScalePlan:
     machine = machine_of(profile, results=plan.places.results, data_root=plan.places.data_root)
     requests = JobRequests(machine.stages, machine.training, machine.account)
     return ScalePlan(plan, requests, machine_facts(profile), images)
+
+
+def _times(in_bf16: Rate, rate: Rate, precision: str) -> float | None:
+    """Return how many times as fast bf16 would be as fp32."""
+    if precision != "fp32" or in_bf16.per_second is None or rate.per_second is None:
+        return None
+    return in_bf16.per_second / rate.per_second

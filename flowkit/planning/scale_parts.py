@@ -49,30 +49,40 @@ class QuotaUse:
 
 @dataclass(frozen=True)
 class Cost:
-    """GPU hours, what they bill in SBU, and in money; None where the machine does not say."""
+    """GPU hours, what they bill in SBU, and in money; None where nobody can tell."""
 
-    gpu_hours: float
+    gpu_hours: float | None
     sbu: float | None
     money: float | None
 
 
 @dataclass(frozen=True)
 class ExtractionLine:
-    """One encoder over all images: operations of an image, rate, cost, and its jobs of `job_hours` each."""
+    """One encoder over all images: operations of an image, rate, cost, and its jobs of `job_hours` each.
+
+    In bf16 it would be `times_in_bf16` as fast; None where it is in half precision, or nobody can tell.
+    """
 
     encoder: str
+    precision: str
     operations: float
     rate: Rate
     cost: Cost
     jobs: int
-    job_hours: float
+    job_hours: float | None
+    times_in_bf16: float | None
 
 
 @dataclass(frozen=True)
 class TrainingLine:
-    """One run: operations of a sample, rate on one GPU, epochs, and what each GPU reads per second, by storage."""
+    """One run: operations of a sample, rate on one GPU, epochs, and what each GPU reads per second, by storage.
+
+    A sample is `views` images.
+    """
 
     run: str
+    precision: str
+    views: int
     operations: float
     rate: Rate
     samples: int
@@ -80,15 +90,17 @@ class TrainingLine:
     cost: Cost
     gpus: int
     read_bytes: dict[str, int]
+    times_in_bf16: float | None
 
     @property
     def samples_seen(self) -> float:
         """Samples of all epochs."""
         return self.epochs * self.samples
 
-    def bytes_per_second(self, storage: str) -> float:
-        """What a GPU reads."""
-        return self.rate.per_second * self.read_bytes[storage]
+    def bytes_per_second(self, storage: str) -> float | None:
+        """What a GPU reads; None where nobody can tell its rate."""
+        per_second = self.rate.per_second
+        return None if per_second is None else per_second * self.read_bytes[storage]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from flowkit.planning.advice import advice
+from flowkit.planning.assumptions import assumptions
+from flowkit.planning.caching import share_read
+from flowkit.planning.fitting import most_stored, stored_in_all
 from flowkit.planning.layout import Rows, bytes_text, hours_text, table_lines
 from flowkit.planning.rates import Rate
 from flowkit.planning.scale import LAYOUTS, ScalePlan
@@ -32,7 +35,13 @@ def scale_lines(plan: ScalePlan) -> Iterator[str]:
 def scale_json(plan: ScalePlan) -> dict[str, Any]:
     """Return everything that the text says, as numbers."""
     quotas = [
-        asdict(use) | {"holds": {line.storage: use.holds(line.stored) for line in plan.stores}}
+        asdict(use)
+        | {
+            "holds": {line.storage: use.holds(stored_in_all(plan, line)) for line in plan.stores},
+            "holds_while_converting": {
+                line.storage: use.holds(most_stored(plan, line)) for line in plan.stores
+            },
+        }
         for use in plan.quotas
     ]
     training = [
@@ -51,7 +60,7 @@ def scale_json(plan: ScalePlan) -> dict[str, Any]:
         "jobs": plan.jobs,
         "order_bytes": plan.order_bytes,
         "read_limit": plan.read_limit,
-        "assumed": [asdict(one) for one in plan.assumed],
+        "assumed": [asdict(one) for one in assumptions(plan)],
         "advice": [asdict(one) for one in advice(plan)],
     }
 
@@ -94,7 +103,7 @@ def _quotas(plan: ScalePlan) -> Iterator[str]:
     rows: Rows = [("quota", "bytes", "files", *(f"room, {one}" for one in storages))]
     rows += [_quota(use, storages, is_own=use is plan.own_quota) for use in plan.quotas]
     yield from table_lines(rows)
-    yield "Room: images whose tokens fit if nothing else is there. * holds data_root."
+    yield "Room: images whose tokens and tars fit if nothing else is there. * holds data_root."
     yield from (f"{', '.join(use.quota.paths)}: {use.quota.note}" for use in plan.quotas if use.quota.note)
 
 
@@ -113,27 +122,28 @@ def _reading(plan: ScalePlan) -> Iterator[str]:
 
 
 def _extraction(plan: ScalePlan) -> Iterator[str]:
-    rows: Rows = [("extraction", "TFLOP", "images/s", "GPU h", "SBU", _currency(plan))]
+    rows: Rows = [("extraction", "precision", "TFLOP", "images/s", "GPU h", "SBU", _currency(plan))]
     for line in plan.extraction:
         work = f"{line.operations / TERA:.3g}"
-        rows.append((f"  {line.encoder}", work, _rate(line.rate), *_costs(line.cost)))
+        rows.append((f"  {line.encoder}", line.precision, work, _rate(line.rate), *_costs(line.cost)))
     yield from table_lines(rows)
     yield from _sources([(line.encoder, line.rate) for line in plan.extraction])
 
 
 def _training(plan: ScalePlan) -> Iterator[str]:
-    rows: Rows = [("training", "TFLOP", "samples/s", "epochs", "GPU h", "SBU", _currency(plan))]
+    rows: Rows = [("training", "precision", "TFLOP", "samples/s", "epochs", "GPU h", "SBU", _currency(plan))]
     for line in plan.training:
         work, epochs = f"{line.operations / TERA:.3g}", f"{line.epochs:.3g}"
-        rows.append((f"  {line.run}", work, _rate(line.rate), epochs, *_costs(line.cost)))
+        rows.append((f"  {line.run}", line.precision, work, _rate(line.rate), epochs, *_costs(line.cost)))
     yield from table_lines(rows)
     yield from _sources([(line.run, line.rate) for line in plan.training])
     yield "TFLOP: of an image, or of a sample's forward and backward pass. Rates are those of one GPU."
+    yield "fp32 runs without TF32, which flowkit allows nowhere."
     yield ""
     storages = [line.storage for line in plan.stores]
     rows = [("read by each GPU", *(f"{one}" for one in storages), *(f"in all, {one}" for one in storages))]
     for line in plan.training:
-        rates = (f"{bytes_text(line.bytes_per_second(one))}/s" for one in storages)
+        rates = (_speed(line.bytes_per_second(one)) for one in storages)
         whole = (bytes_text(line.read_bytes[one] * line.samples_seen) for one in storages)
         rows.append((f"  {line.run}", *rates, *whole))
     yield from table_lines(rows)
@@ -144,13 +154,16 @@ def _jobs(plan: ScalePlan) -> Iterator[str]:
     jobs = ", ".join(f"{count:,} {stage}" for stage, count in plan.jobs.items())
     runs = len(plan.training)
     yield f"jobs: {jobs} of {plan.plan.shards_per_job} tars, {runs} train, and those that do not go by tars"
-    for line in plan.extraction:
-        yield f"  a job of {line.encoder} takes {hours_text(line.job_hours)} h"
+    for line, shape in zip(plan.extraction, plan.shapes, strict=False):
+        if line.job_hours is not None:
+            loading = f"{bytes_text(shape.weight_bytes)} of weights" if shape.weight_bytes else "weights"
+            yield f"  a job of {line.encoder} takes {hours_text(line.job_hours)} h, reading {loading} among it"
 
 
 def _cost(plan: ScalePlan) -> Iterator[str]:
     costs = [line.cost for line in plan.extraction] + [line.cost for line in plan.training]
-    hours = hours_text(sum(cost.gpu_hours for cost in costs))
+    known = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    hours = hours_text(sum(known)) if len(known) == len(costs) else "not known how many"
     sbu = [cost.sbu for cost in costs if cost.sbu is not None]
     money = [cost.money for cost in costs if cost.money is not None]
     text = f"extraction and training together: {hours} GPU h"
@@ -159,6 +172,9 @@ def _cost(plan: ScalePlan) -> Iterator[str]:
     if len(money) == len(costs):
         text += f", {sum(money):,.0f} {plan.facts.prices.currency}"
     yield text
+    if known and share_read(plan) < 1:
+        unread = sum(cost.gpu_hours or 0.0 for cost in costs[: len(plan.extraction)]) * (1 - share_read(plan))
+        yield f"of that, {hours_text(unread)} GPU h encode images that no run reads"
     price = plan.facts.prices.per_tb_year
     if price is not None:
         years = (f"{line.storage} {line.stored.bytes / TERA * price:,.0f}" for line in plan.stores)
@@ -168,11 +184,12 @@ def _cost(plan: ScalePlan) -> Iterator[str]:
 
 
 def _assumed(plan: ScalePlan) -> Iterator[str]:
-    if not plan.assumed:
-        yield "Nothing is assumed: all rates were measured."
+    found = assumptions(plan)
+    if not found:
+        yield "Nothing is assumed."
         return
     yield "assumed"
-    for one in plan.assumed:
+    for one in found:
         yield from _wrapped(f"{one.what}: {one.value} ({one.why})", "  - ")
 
 
@@ -180,19 +197,36 @@ def _sources(rates: list[tuple[str, Rate]]) -> Iterator[str]:
     """Where rates come from; those of one source are said together."""
     by_source: dict[str, list[str]] = {}
     for name, rate in rates:
-        by_source.setdefault(f"{'measured' if rate.is_measured else 'assumed'}, {rate.source}", []).append(
-            name
-        )
+        source = f"{'measured' if rate.is_measured else 'assumed'}, {rate.source}"
+        if rate.per_second is None:
+            source = f"{rate.source} ({rate.why})"
+        by_source.setdefault(source, []).append(name)
     for source, names in by_source.items():
         yield from _wrapped(f"rate of {', '.join(names)}: {source}", "")
 
 
 def _wrapped(text: str, first: str) -> list[str]:
-    return textwrap.wrap(text, COLUMNS, initial_indent=first, subsequent_indent=" " * max(2, len(first)))
+    return textwrap.wrap(
+        text,
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=" " * max(2, len(first)),
+        break_on_hyphens=False,
+    )
 
 
 def _rate(rate: Rate) -> str:
+    if rate.per_second is None:
+        return UNKNOWN
     return f"{'' if rate.is_measured else '~'}{rate.per_second:,.0f}"
+
+
+def _hours(hours: float | None) -> str:
+    return UNKNOWN if hours is None else hours_text(hours)
+
+
+def _speed(bytes_per_second: float | None) -> str:
+    return UNKNOWN if bytes_per_second is None else f"{bytes_text(bytes_per_second)}/s"
 
 
 def _currency(plan: ScalePlan) -> str:
@@ -201,4 +235,4 @@ def _currency(plan: ScalePlan) -> str:
 
 def _costs(cost: Cost) -> tuple[str, str, str]:
     amounts = (UNKNOWN if one is None else f"{one:,.0f}" for one in (cost.sbu, cost.money))
-    return hours_text(cost.gpu_hours), *amounts  # type: ignore[return-value]
+    return _hours(cost.gpu_hours), *amounts  # type: ignore[return-value]

@@ -15,11 +15,14 @@ from flowkit.config import load_config
 from flowkit.encoders.token_shapes import encoder_shape
 from flowkit.errors import ConfigError
 from flowkit.paths import Places
-from flowkit.planning.advice import advice, chosen_storage
+from flowkit.planning.advice import advice
+from flowkit.planning.assumptions import assumptions
 from flowkit.planning.billing import machine_facts
+from flowkit.planning.cards import Card
 from flowkit.planning.commands import number_of_images
+from flowkit.planning.fitting import chosen_storage, stored_in_all
 from flowkit.planning.layout import bytes_text
-from flowkit.planning.rates import Card, decoding_rate
+from flowkit.planning.rates import decoding_rate
 from flowkit.planning.scale import ScalePlan, scale_plan
 from flowkit.planning.scale_text import COLUMNS, scale_json, scale_lines
 from flowkit.planning.sizes import network_size
@@ -48,6 +51,17 @@ config:
   stages: {extract: {partition: gpu, gpus: 1, cpus: 16, memory_gb: 180}}
   training: {executor: slurm, partition: gpu, gpus_per_node: 1, cpus_per_task: 16, memory_gb: 180}
 """
+DEVICE = "NVIDIA H100 80GB HBM3"
+BENCH = [
+    {"name": name, "value": value, "device": DEVICE}
+    for name, value in (
+        ("extraction, EVA-CLIP-8B bf16, images per second", 130.0),
+        ("measured bf16 matrix rate, TFLOP/s", 700.0),
+        ("extraction, EVA-CLIP-8B + ViT-L-14-quickgelu / measured matrix rate", 0.6),
+        ("model on GPU, measured bf16 matrix rate, TFLOP/s", 710.0),
+        ("model on GPU, training step, share of the matrix rate", 0.3),
+    )
+]
 Planned = Callable[..., ScalePlan]
 
 
@@ -62,7 +76,8 @@ def planned(tmp_path: Path) -> Planned:
         profile.mkdir(exist_ok=True)
         (profile / "config.yaml").write_text(PROFILE)
         (profile / "machine.yaml").write_text(MACHINE.format(folder=tmp_path, limit=limit, reading=reading))
-        config = load_config(ROOT / "workflow/config/blip3o.yaml", ("train.epochs=15", *overrides))
+        usual = ("train.epochs=15", "encoders.target.precision=bf16")
+        config = load_config(ROOT / "workflow/config/blip3o.yaml", (*usual, *overrides))
         places = Places(config.experiment, tmp_path / "results", tmp_path / "data")
         return scale_plan(Plan(config, places), profile, images)
 
@@ -130,6 +145,7 @@ def test_reading_and_cost_follow_the_rate(planned: Planned) -> None:
     plan = planned()
     line = plan.training[0]
     assert line.rate.per_second == pytest.approx(0.35 * 989e12 / line.operations)
+    assert line.cost.gpu_hours is not None
     assert line.bytes_per_second("fp16") == line.rate.per_second * 2_631_688
     assert line.cost.gpu_hours == pytest.approx(15 * 5 * MILLION / line.rate.per_second / 3600)
     assert line.cost.sbu == pytest.approx(192 * line.cost.gpu_hours), "a quarter of a node of four GPUs"
@@ -144,7 +160,12 @@ def test_jobs_follow_the_tars(planned: Planned) -> None:
     assert (plan.tars.count, plan.tars.images) == (2000, 2500)
     assert plan.jobs == {"fetch": 63, "extract": 126}
     hours = plan.extraction[0]
-    assert hours.job_hours == pytest.approx(32 * 2500 / hours.rate.per_second / 3600)
+    loading = 32_883_305_721 / 2e9
+    assert hours.rate.per_second is not None
+    assert hours.job_hours == pytest.approx((32 * 2500 / hours.rate.per_second + loading) / 3600)
+    assert hours.cost.gpu_hours == pytest.approx(
+        (5 * MILLION / hours.rate.per_second + 63 * loading) / 3600
+    ), "each job loads the weights"
     assert planned(5 * MILLION, "encoders.source_storage=int8").jobs["convert"] == 60
     assert plan.order_bytes == 5 * MILLION * (12 + 24)
 
@@ -154,7 +175,7 @@ def test_listed_tars_tell_their_bytes_and_nothing_is_asked_of_the_network(
 ) -> None:
     monkeypatch.setattr("flowkit.stages.datasets.list_tars_of_hub", pytest.fail)
     plan = planned()
-    assert any(one.what == "bytes of an image" for one in plan.assumed)
+    assert any(one.what == "bytes of an image" for one in assumptions(plan))
     places = plan.plan.places
     listed = [{"name": f"{n:05d}.tar", "bytes": 10**8 * (n + 1), "sha256": f"{n:064x}"} for n in range(3)]
     name = plan.dataset.repository
@@ -163,28 +184,20 @@ def test_listed_tars_tell_their_bytes_and_nothing_is_asked_of_the_network(
     )
     plan = planned()
     assert plan.tars.bytes == 2 * 10**8
-    assert not any(one.what == "bytes of an image" for one in plan.assumed)
+    assert not any(one.what == "bytes of an image" for one in assumptions(plan))
 
 
 def test_measured_rates_come_first_and_are_named(planned: Planned) -> None:
     plan = planned()
     bench = plan.plan.places.results / "bench"
-    rows = [
-        ("extraction, EVA-CLIP-8B bf16, images per second", 130.0),
-        ("measured bf16 matrix rate, TFLOP/s", 700.0),
-        ("extraction, EVA-CLIP-8B + ViT-L-14-quickgelu / measured matrix rate", 0.6),
-        ("model on GPU, measured bf16 matrix rate, TFLOP/s", 710.0),
-        ("model on GPU, training step, share of the matrix rate", 0.3),
-    ]
-    device = "NVIDIA H100 80GB HBM3"
-    write_json(bench / "gpu.json", [{"name": name, "value": value, "device": device} for name, value in rows])
-    assert not any("rate of" in one.what for one in planned().assumed)
+    write_json(bench / "gpu.json", BENCH)
+    assert not any("rate of" in one.what for one in assumptions(planned()))
     eva, clip = planned().extraction
-    assert (eva.rate.per_second, eva.rate.source) == (130.0, f"gpu.json on {device}")
+    assert (eva.rate.per_second, eva.rate.source) == (130.0, f"gpu.json on {DEVICE}")
     assert clip.rate.per_second == pytest.approx(0.6 * 700e12 / encoder_operations(CLIP))
     assert clip.rate.source.startswith("60% of 700 TFLOP/s, gpu.json")
     assert planned().training[0].rate.per_second == pytest.approx(0.3 * 710e12 / plan.training[0].operations)
-    other = [{"name": name, "value": value, "device": "NVIDIA A100"} for name, value in rows]
+    other = [{**row, "device": "NVIDIA A100"} for row in BENCH]
     write_json(bench / "gpu.json", other)
     assert not planned().extraction[0].rate.is_measured, "another card says nothing of this one"
     write_json(bench / "gpu.json", [{**row, "device": "AMD EPYC, 2 cores"} for row in other])
@@ -216,10 +229,16 @@ def test_run_records_of_the_same_work_are_rates(planned: Planned) -> None:
     spec = {"values": values, "experiment": "small", "target": {"run": "flow"}}
     record = {"host": host, "rates": {"samples_per_s": 4000.0}, "spec": spec, "tasks": 4}
     write_json(places.results / "small/runs/flow/train/run.json", record)
+    write_network(places.results / "small/runs/flow/train", views=1)
     flow, regression = planned().training
     assert (flow.rate.per_second, flow.rate.source) == (1000.0, "small/flow, NVIDIA H100")
     assert not regression.rate.is_measured, "it is another objective"
     assert planned(5 * MILLION, "model.size=large").training[0].rate.is_measured is False
+
+
+def write_network(folder: Path, views: int) -> None:
+    write_json(folder / "manifest.json", {"content": "one"})
+    write_json(folder / "one/config.json", {"network": {"views": views}})
 
 
 def test_decoding_holds_a_fast_encoder_up(planned: Planned) -> None:
@@ -227,8 +246,18 @@ def test_decoding_holds_a_fast_encoder_up(planned: Planned) -> None:
     by_card = 0.425 * 989e12 / encoder_operations(CLIP)
     assert planned().extraction[1].rate.per_second == pytest.approx(min(2896, by_card))
     fast = decoding_rate("fast", 0)
-    assert (fast.per_second, fast.source) == (458, "1 core to decode, 458 images/s each"), (
-        "at least one core decodes"
+    assert (fast.per_second, fast.source) == (458, "1 core to decode, 458 images/s each")
+    assert fast.why == "no profile sets stages.extract.cpus, so extraction asks for one core"
+    slow = planned()
+    facts = {**slow.requests.stages, "extract": {"partition": "gpu", "gpus": 1, "cpus": 1}}
+    held_up = replace(slow, requests=replace(slow.requests, stages=facts))
+    assert [line.rate.per_second for line in held_up.extraction][1] == 181
+    reasons = {one.value: one.why for one in assumptions(held_up)}
+    assert "640 x 480" in reasons["1 core to decode, 181 images/s each"]
+    write_json(slow.plan.places.results / "bench/gpu.json", BENCH)
+    held_up = replace(slow, requests=replace(slow.requests, stages=facts))
+    assert [line.rate.per_second for line in held_up.extraction] == [130, 181], (
+        "a bench decoded with its own cores"
     )
 
 
@@ -242,12 +271,13 @@ def test_what_fits_is_recommended_with_its_figures(planned: Planned) -> None:
     assert any("in parts" in reason for one in advice(usual) for reason in one.reasons), (
         "both do not fit beside"
     )
-    assert answers(tight)["fp16 or int8"].startswith("neither fits; int8 source holds 63")
+    assert answers(tight)["fp16 or int8"].startswith("neither fits; int8 source holds 601,")
     assert chosen_storage(tight) is None
     cache = "cache the tokens, or recompute them in every pass"
-    assert (answers(usual)[cache], answers(tight)[cache][:9]) == ("cache", "recompute")
-    once = planned(5 * MILLION, "train.epochs=0.25")
-    assert answers(once)[cache].startswith("cache for one pass")
+    assert (answers(usual)[cache], answers(tight)[cache][:9]) == (
+        "recomputing takes less, but is not built: cache",
+        "recompute",
+    )
     draws = "noise draws for each loaded sample of flow, regression"
     asked = usual.training[0].bytes_per_second("int8 source") / 1e9
     assert answers(planned(reading=asked * 1.01))[draws] == "1"
@@ -264,13 +294,13 @@ def test_room_of_a_quota_is_what_really_fits(planned: Planned) -> None:
         for count, fits in ((int(images * 0.995), True), (int(images * 1.005), False)):
             plan = planned(count)
             assert plan.own_quota is not None
-            assert plan.own_quota.holds(plan.store(storage).stored) is fits
+            assert plan.own_quota.holds(stored_in_all(plan, plan.store(storage))) is fits
     few_files = room.quota.model_copy(update={"files": 1000})
     plan = planned()
     facts = plan.facts.model_copy(update={"quotas": (few_files,)})
     limited = ScalePlan(plan.plan, plan.requests, facts, plan.images).own_quota
     assert limited is not None
-    assert limited.images["fp16"] == int(1000 / (plan.stores[0].stored.files / plan.images))
+    assert limited.images["fp16"] == int(1000 / (stored_in_all(plan, plan.stores[0]).files / plan.images))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +349,8 @@ def test_command_prints_text_or_json_and_says_what_does_not_fit(tmp_path: Path) 
     assert "SBU and money" not in fits.output
     too_many = CliRunner().invoke(app, ["plan", config, *folder, *snellius, "--images", "500M", "--json"])
     assert too_many.exit_code == 1
-    assert json.loads(too_many.output)["advice"][0]["answer"].startswith("recompute")
+    said = {one["question"]: one["answer"] for one in json.loads(too_many.output)["advice"]}
+    assert said["cache the tokens, or recompute them in every pass?"].startswith("recompute")
     plain = CliRunner().invoke(
         app, ["plan", str(ROOT / "tests/workflow/tiny.yaml"), "--results", str(tmp_path), "--json"]
     )
@@ -332,5 +363,9 @@ def test_cards_of_snellius_are_named() -> None:
         "gpu_a100": "A100",
         "gpu_h100": "H100",
     }
-    assert Card("H100", 989, "", is_named=True).is_called("NVIDIA H100 80GB HBM3")
-    assert not Card("H100", 989, "", is_named=True).is_called("NVIDIA A100-SXM4-40GB")
+    assert [(one.bf16_tflops, one.fp32_tflops) for one in partitions.values() if one.gpu] == [
+        (312, 19.5),
+        (989, 67),
+    ]
+    assert Card("H100", {}, "gpu", is_named=True).is_called("NVIDIA H100 80GB HBM3")
+    assert not Card("H100", {}, "gpu", is_named=True).is_called("NVIDIA A100-SXM4-40GB")
