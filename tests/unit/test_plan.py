@@ -228,7 +228,7 @@ def test_solids_become_the_tars_that_were_planned(tmp_path: Path) -> None:
     overrides = (
         f"datasets.train={solids % (12, 1)}",
         f"datasets.test={solids % (11, 2)}",
-        "evaluation.images=33",
+        "evaluation.images=11",
     )
     config = load_config(ROOT / CONFIG, overrides)
     plan = Plan(config, Places(config.experiment, tmp_path, tmp_path / "data"))
