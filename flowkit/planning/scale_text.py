@@ -141,12 +141,15 @@ def _training(plan: ScalePlan) -> Iterator[str]:
     yield "fp32 runs without TF32, which flowkit allows nowhere."
     yield ""
     storages = [line.storage for line in plan.stores]
-    rows = [("read by each GPU", *(f"{one}" for one in storages), *(f"in all, {one}" for one in storages))]
+    speeds: Rows = [("read by each GPU", *storages)]
+    wholes: Rows = [("read in all", *storages)]
     for line in plan.training:
         rates = (_speed(line.bytes_per_second(one)) for one in storages)
         whole = (bytes_text(line.read_bytes[one] * line.samples_seen) for one in storages)
-        rows.append((f"  {line.run}", *rates, *whole))
-    yield from table_lines(rows)
+        speeds.append((f"  {line.run}", *rates))
+        wholes.append((f"  {line.run}", *whole))
+    yield from table_lines(speeds)
+    yield from table_lines(wholes)
     yield f"Pairs and order take {bytes_text(plan.order_bytes)} of memory in each training process."
 
 

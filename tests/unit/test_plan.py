@@ -245,8 +245,8 @@ def test_solids_become_the_tars_that_were_planned(tmp_path: Path) -> None:
     made = [(tar["name"], tar["bytes"]) for tar in manifest["counts"]["tars"]]
     assert made == [(tar.name, tar.bytes) for tar in planned]
     assert [(path.name, path.stat().st_size) for path in sorted(content.glob("*.tar"))] == made
-    too_many = load_config(ROOT / CONFIG, (*overrides, "evaluation.images=34"))
-    with pytest.raises(ConfigError, match="the evaluation set has 33 images"):
+    too_many = load_config(ROOT / CONFIG, (*overrides, "evaluation.images=12"))
+    with pytest.raises(ConfigError, match="the evaluation set has 11 objects"):
         _ = Plan(too_many, plan.places).jobs
 
 
