@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flowkit.datasets import FolderDataset, HubDataset, SolidsDataset
-from flowkit.planning.caching import compared, share_read, slowdown
+from flowkit.planning.caching import compared, share_read
 from flowkit.planning.fitting import chosen_storage, holds, is_configured_held, most_stored, stored_in_all
 from flowkit.planning.job_size import job_size, slowest_encoder
 from flowkit.planning.layout import bytes_text, hours_text
@@ -140,7 +140,8 @@ def _amounts(plan: ScalePlan, line: StoreLine) -> Iterator[str]:
     waiting = found.waiting.gpu_hours
     text = f"keeping tokens takes {_cost_text(plan, found.keeping)} beside training: {read:,} images encoded once"
     if waiting:
-        text += f", and {hours_text(waiting)} GPU h of waiting for the file system"
+        most = "at most " if found.is_most else ""
+        text += f", and {most}{hours_text(waiting)} GPU h of waiting for the file system"
     yield text
     yield f"encoding anew takes {_cost_text(plan, found.anew)}: {passes:.3g} passes of all runs together"
     currency = plan.facts.prices.currency
@@ -245,7 +246,7 @@ def _draws(plan: ScalePlan, line: TrainingLine, kept: StoreLine) -> tuple[str, t
     if draws > 1:
         reasons += [
             f"with {draws} noises and times for each loaded sample it reads {bytes_text(asked / draws)}/s; with one, "
-            f"reading holds training at {1 / slowdown(plan, asked):.0%} of its rate",
+            f"reading holds training at {limit / asked:.0%} of its rate",
             "training has no setting for that yet",
         ]
     return str(draws), tuple(reasons)

@@ -12,20 +12,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flowkit.planning.scale import ScalePlan
-from flowkit.planning.scale_parts import Cost, StoreLine
+from flowkit.planning.scale_parts import Cost, StoreLine, TrainingLine
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What keeping tokens takes beside training, what encoding anew takes, and a year of the stores in money.
 
-    `waiting` is the part of `keeping` that trainings spend waiting for the file system.
+    `waiting` is the part of `keeping` that trainings spend waiting for the file system; where `is_most`, it is the most
+    that it can be, because the rate of a training is not known.
     """
 
     keeping: Cost
     waiting: Cost
     anew: Cost
     year: float | None
+    is_most: bool
 
     @property
     def in_money(self) -> tuple[float, float] | None:
@@ -36,12 +38,12 @@ class Comparison:
 
     @property
     def is_keeping_cheaper(self) -> bool | None:
-        """By money where that is known, else by GPU hours; None where neither is."""
-        if self.in_money is not None:
-            return self.in_money[0] <= self.in_money[1]
-        if self.keeping.gpu_hours is None or self.anew.gpu_hours is None:
+        """By money where that is known, else by GPU hours; None where neither decides."""
+        amounts = self.in_money or (self.keeping.gpu_hours, self.anew.gpu_hours)
+        if amounts[0] is None or amounts[1] is None:
             return None
-        return self.keeping.gpu_hours <= self.anew.gpu_hours
+        is_cheaper = amounts[0] <= amounts[1]
+        return None if self.is_most and not is_cheaper else is_cheaper
 
 
 def share_read(plan: ScalePlan) -> float:
@@ -52,21 +54,22 @@ def share_read(plan: ScalePlan) -> float:
 def compared(plan: ScalePlan, kept: StoreLine) -> Comparison:
     """Return what both ways take, if tokens are kept as `kept`."""
     encoding = _sum(line.cost for line in plan.extraction)
-    waiting = _sum(
-        _times(line.cost, slowdown(plan, line.bytes_per_second(kept.storage)) - 1) for line in plan.training
-    )
+    waiting = _sum(_waiting(plan, line, kept.storage) for line in plan.training)
     price, share = plan.facts.prices.per_tb_year, share_read(plan)
     return Comparison(
         _sum((_times(encoding, share), waiting)),
         waiting,
         _times(encoding, sum(line.epochs for line in plan.training)),
         None if price is None else share * kept.stored.bytes / 1e12 * price,
+        any(line.cost.gpu_hours is None for line in plan.training),
     )
 
 
-def slowdown(plan: ScalePlan, bytes_per_second: float | None) -> float:
-    """Return how many times as long a training takes that has to wait for what it reads; 1 where nobody can tell."""
-    return max(1.0, (bytes_per_second or 0.0) / plan.read_limit)
+def _waiting(plan: ScalePlan, line: TrainingLine, storage: str) -> Cost:
+    """Return what reading takes longer than training; all of it where nobody can tell how long training takes."""
+    reading = line.read_bytes[storage] * line.samples_seen / plan.read_limit / 3600
+    waiting = max(0.0, reading - (line.cost.gpu_hours or 0.0))
+    return plan.cost_of(waiting, plan.training_ask(line.run))
 
 
 def _times(cost: Cost, factor: float) -> Cost:

@@ -204,7 +204,7 @@ class ScalePlan:
             encoder.precision,
             encoder_operations(encoder.name),
             rate,
-            self._cost(None if hours is None else hours + jobs * loading, self.extraction_ask),
+            self.cost_of(None if hours is None else hours + jobs * loading, self.extraction_ask),
             jobs,
             None if job_hours is None else job_hours + loading,
             _times(self._encoding_rate(encoder.model_copy(update=IN_BF16)), rate, encoder.precision),
@@ -249,7 +249,7 @@ class ScalePlan:
             rate,
             samples,
             epochs,
-            self._cost(rate.gpu_hours(epochs * samples), ask),
+            self.cost_of(rate.gpu_hours(epochs * samples), ask),
             ask.gpus * ask.nodes,
             reads,
             _times(in_bf16, rate, train.precision),
@@ -317,7 +317,8 @@ class ScalePlan:
     def _partition(self, ask: Ask) -> Partition | None:
         return self.facts.partitions.get(ask.partition)
 
-    def _cost(self, gpu_hours: float | None, ask: Ask) -> Cost:
+    def cost_of(self, gpu_hours: float | None, ask: Ask) -> Cost:
+        """Return what GPU hours of such jobs cost."""
         if gpu_hours is None:
             return Cost(None, None, None)
         partition, prices = self._partition(ask), self.facts.prices

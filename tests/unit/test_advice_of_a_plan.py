@@ -93,6 +93,7 @@ def test_the_smaller_amount_decides_and_both_are_said(tmp_path: Path) -> None:
         plan = planned(tmp_path, prices={"per_sbu": 0.01, "per_tb_year": per_tb_year})
         found = compared(plan, plan.stores[0])
         assert found.in_money is not None
+        assert found.year is not None
         assert found.year == pytest.approx(plan.stores[0].stored.bytes / 1e12 * per_tb_year)
         assert found.in_money[0] == pytest.approx(0.01 * (found.keeping.sbu or 0) + found.year)
         assert found.in_money[1] == pytest.approx(0.01 * 192 * (found.anew.gpu_hours or 0))
@@ -115,6 +116,22 @@ def test_a_slow_file_system_speaks_against_keeping(tmp_path: Path) -> None:
     assert found.waiting.gpu_hours == pytest.approx((times - 1) * training)
     assert answer(fast, CACHE).answer == "cache"
     assert answer(slow, CACHE).answer == "recomputing takes less, but is not built: cache"
+
+
+def test_waiting_of_an_unknown_rate_is_bounded_by_what_is_read(tmp_path: Path) -> None:
+    """Pooled embeddings: 39 GB are read in 20 s at 2 GB/s, whatever else a training does."""
+    overrides = ("train.epochs=3", "runs={flow: {}}")
+    plan = planned(tmp_path, *overrides, config="eva02_to_clip_pooled")
+    assert plan.training[0].cost.gpu_hours is None
+    found = compared(plan, plan.stores[0])
+    assert found.is_most
+    assert found.waiting.gpu_hours == pytest.approx(
+        3 * 5 * MILLION * plan.training[0].read_bytes["fp16"] / 2e9 / 3600
+    )
+    assert answer(plan, CACHE).answer == "cache"
+    slow = planned(tmp_path, *overrides, config="eva02_to_clip_pooled", read_gb_per_s=1e-4)
+    slow = replace(slow, plan=replace(slow.plan, shards_per_job=1000))
+    assert compared(slow, slow.stores[0]).is_keeping_cheaper is None, "it may wait less than that"
 
 
 def test_views_are_images_on_both_sides(tmp_path: Path) -> None:
